@@ -1,0 +1,46 @@
+# The host side's front door. It only sees to it that there is a cargo; the rest is `cargo xtask`.
+#
+#   make run                 set up, build, boot under both policies, print the table
+#   make test                set up, run every test
+#   make run LINUX=~/linux   the same on your own unpatched Linux 7.3.x tree
+
+ARCH ?= x86_64
+LINUX ?=
+OUT ?= mails
+export ARCH LINUX
+
+# Debian 12's own cargo is too old; its cargo-web is not.
+CARGO_LEAST := 1.85
+AS_ROOT := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+
+.PHONY: help run test setup series tidy clean cargo
+
+help:
+	@sed -n 's/^#   //p' $(firstword $(MAKEFILE_LIST))
+	@echo 'make setup | series [OUT=DIR] | tidy | clean'
+	@echo 'cargo xtask --help has all commands and the exit codes'
+
+run test setup tidy: cargo
+	cargo xtask $@
+
+series: cargo
+	cargo xtask series --out $(OUT)
+
+clean:
+	rm -rf target
+	@echo 'downloads and kernel builds stay in $${XDG_CACHE_HOME:-~/.cache}/lazy-tlb'
+
+cargo:
+	@if command -v cc >/dev/null && \
+	    cargo --version 2>/dev/null | awk '{ split($$2, v, "."); exit !(v[1] > 1 || v[2] >= 85) }'; \
+	then exit 0; fi; \
+	set -e; \
+	command -v apt-get >/dev/null || \
+		{ echo 'no cargo >= $(CARGO_LEAST), and no apt-get to install it: install Rust' >&2; exit 3; }; \
+	echo '+ $(AS_ROOT) apt-get update'; $(AS_ROOT) apt-get update -q; \
+	version=$$(apt-cache policy cargo | awk '/Candidate:/ { print $$2 }'); \
+	if dpkg --compare-versions "$$version" ge $(CARGO_LEAST); \
+	then packages='cargo rustc'; else packages='cargo-web rustc-web'; fi; \
+	set -x; \
+	$(AS_ROOT) env DEBIAN_FRONTEND=noninteractive \
+		apt-get install -q -y --no-install-recommends $$packages gcc libc6-dev ca-certificates

@@ -1,0 +1,75 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/* What a program needs that is the first process of a guest. */
+#ifndef GUEST_COMMON_H
+#define GUEST_COMMON_H
+
+#include "../tools/testing/selftests/lazy_tlb/lazy_tlb.h"
+
+#include <linux/reboot.h>
+#include <signal.h>
+#include <sys/mount.h>
+#include <sys/reboot.h>
+#include <sys/stat.h>
+#include <termios.h>
+
+/* Nonzero once anything went wrong that is no test's own result. */
+static int guest_status;
+
+/* Drained, so that nothing the kernel prints later lands within the line. */
+#define guest_line(fmt, ...) do {					\
+	lazy_line(STDOUT_FILENO, fmt, ##__VA_ARGS__);			\
+	tcdrain(STDOUT_FILENO);						\
+} while (0)
+
+#define guest_problem(fmt, ...) do {					\
+	guest_line("lazy-tlb-guest: " fmt, ##__VA_ARGS__);		\
+	guest_status = 1;						\
+} while (0)
+
+static inline void guest_mount(const char *type, const char *dir)
+{
+	if (mkdir(dir, 0755) && errno != EEXIST)
+		guest_problem("mkdir %s: %s", dir, strerror(errno));
+	/* EBUSY: the kernel or the initramfs did it already. */
+	if (mount(type, dir, type, 0, NULL) && errno != EBUSY)
+		guest_problem("mount %s on %s: %s", type, dir, strerror(errno));
+}
+
+static inline void guest_start(void)
+{
+	int fd;
+
+	/* Before anything is destroyed on a machine that is no guest. */
+	if (getpid() != 1) {
+		fprintf(stderr, "to be run as the first process of a guest\n");
+		exit(2);
+	}
+	umask(022);
+	guest_mount("devtmpfs", "/dev");
+	fd = open("/dev/console", O_RDWR | O_NOCTTY);
+	if (fd >= 0) {
+		dup2(fd, STDIN_FILENO);
+		dup2(fd, STDOUT_FILENO);
+		dup2(fd, STDERR_FILENO);
+		if (fd > STDERR_FILENO)
+			close(fd);
+	}
+	guest_mount("proc", "/proc");
+	guest_mount("sysfs", "/sys");
+	guest_mount("debugfs", "/sys/kernel/debug");
+	guest_mount("tmpfs", "/tmp");
+	guest_line("lazy-tlb-guest: cpus=%ld", sysconf(_SC_NPROCESSORS_ONLN));
+}
+
+static inline void guest_end(void)
+{
+	guest_line("lazy-tlb-guest: done status=%d", guest_status);
+	sync();
+	reboot(RB_POWER_OFF);
+	/* No way to switch this machine off: stop it in another way. */
+	reboot(RB_AUTOBOOT);
+	for (;;)
+		pause();
+}
+
+#endif /* GUEST_COMMON_H */

@@ -1,0 +1,198 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * The first process of the test guest: runs every program in /tests, one after
+ * the other, and reports them on the console the way the kselftest runner
+ * does, as KTAP with each program's own results nested.
+ *
+ * LAZY_TLB_TEST_TIMEOUT on the kernel command line: seconds for one program.
+ */
+#include "common.h"
+
+#include <dirent.h>
+#include <poll.h>
+
+#define TESTS	"/tests"
+
+/* Exit statuses, see kselftest.h. */
+#define EXIT_SKIP	4
+
+/* One program's output, as far as it was read. */
+struct output {
+	const char *name;
+	char line[900];
+	size_t len;
+	bool nested;	/* it speaks TAP */
+	int planned;
+	int results;
+	int skipped;
+};
+
+static void end_line(struct output *out)
+{
+	char *line = out->line;
+	int planned;
+
+	line[out->len] = '\0';
+	out->len = 0;
+	if (!out->nested &&
+	    (!strncmp(line, "TAP version ", 12) || !strncmp(line, "KTAP version ", 13))) {
+		out->nested = true;
+		guest_line("    KTAP version 1");
+		/* Lets a parser find this test's end when results are missing. */
+		guest_line("    # Subtest: selftests: lazy_tlb: %s", out->name);
+		return;
+	}
+	if (!out->nested) {
+		guest_line("# %s", line);
+		return;
+	}
+	if (sscanf(line, "1..%d", &planned) == 1) {
+		out->planned = planned;
+	} else if (!strncmp(line, "ok ", 3) || !strncmp(line, "not ok ", 7)) {
+		out->results++;
+		out->skipped += !!strstr(line, " # SKIP");
+	} else if (*line != '#') {
+		guest_line("    # %s", line);
+		return;
+	}
+	guest_line("    %s", line);
+}
+
+/* Returns false at the end of the output. */
+static bool read_output(struct output *out, int fd)
+{
+	char buf[4096];
+	ssize_t n, i;
+
+	n = read(fd, buf, sizeof(buf));
+	if (n < 0)
+		return errno == EINTR;
+	for (i = 0; i < n; i++) {
+		if (buf[i] == '\n' || out->len == sizeof(out->line) - 1)
+			end_line(out);
+		if (buf[i] != '\n' && buf[i] != '\r')
+			out->line[out->len++] = buf[i];
+	}
+	return n > 0;
+}
+
+static pid_t start(const char *path, int fd, const cpu_set_t *cpus)
+{
+	char *const argv[] = { (char *)path, NULL };
+	pid_t pid = fork();
+
+	if (pid)
+		return pid;
+	setsid();
+	sched_setaffinity(0, sizeof(*cpus), cpus);
+	dup2(fd, STDOUT_FILENO);
+	dup2(fd, STDERR_FILENO);
+	execv(path, argv);
+	lazy_fail("cannot run %s: %s", path, strerror(errno));
+}
+
+/* Runs one program; false when it has to count as failed. */
+static bool run_one(int number, const char *name, long timeout, const cpu_set_t *cpus)
+{
+	struct output out = { .name = name };
+	struct pollfd fds[2] = { { .events = POLLIN }, { .events = POLLIN } };
+	double end = lazy_now() + timeout;
+	bool ended = false, ok = false;
+	char path[PATH_MAX], why[64] = "";
+	int pipe_fd[2], status = 0;
+	double left;
+	pid_t pid;
+
+	snprintf(path, sizeof(path), TESTS "/%s", name);
+	if (pipe2(pipe_fd, O_CLOEXEC) || fcntl(pipe_fd[0], F_SETFL, O_NONBLOCK)) {
+		guest_line("not ok %d selftests: lazy_tlb: %s # pipe: %s", number, name,
+			   strerror(errno));
+		return false;
+	}
+	pid = start(path, pipe_fd[1], cpus);
+	close(pipe_fd[1]);
+	fds[0].fd = pipe_fd[0];
+	fds[1].fd = pid < 0 ? -1 : (int)syscall(SYS_pidfd_open, pid, 0);
+	if (fds[1].fd >= 0) {
+		/* No polling by the clock: it would disturb the CPUs' laziness. */
+		while (!ended) {
+			left = end - lazy_now();
+			if (left <= 0)
+				break;
+			if (poll(fds, 2, left * 1000 + 1) <= 0)
+				continue;
+			if (fds[0].revents && !read_output(&out, fds[0].fd) && errno != EAGAIN)
+				fds[0].fd = -1;
+			ended = fds[1].revents;
+		}
+		close(fds[1].fd);
+	}
+
+	/* Whatever the program started and left goes with it. */
+	if (!ended)
+		kill(-1, SIGKILL);
+	if (pid > 0)
+		waitpid(pid, &status, 0);
+	kill(-1, SIGKILL);
+	while (wait(NULL) > 0 || errno == EINTR)
+		;
+	while (read_output(&out, pipe_fd[0]))
+		;
+	close(pipe_fd[0]);
+	if (out.len)
+		end_line(&out);
+
+	if (pid < 0)
+		snprintf(why, sizeof(why), " # cannot start");
+	else if (!ended)
+		snprintf(why, sizeof(why), " # TIMEOUT %ld seconds", timeout);
+	else if (!WIFEXITED(status))
+		snprintf(why, sizeof(why), " # signal=%d", WTERMSIG(status));
+	else if (WEXITSTATUS(status) && WEXITSTATUS(status) != EXIT_SKIP)
+		snprintf(why, sizeof(why), " # exit=%d", WEXITSTATUS(status));
+	else if (out.results != out.planned)
+		snprintf(why, sizeof(why), " # %d results of %d", out.results, out.planned);
+	else
+		ok = true;
+	/* A program that skipped all it has passed nothing. */
+	if (ok && (WEXITSTATUS(status) == EXIT_SKIP || (out.planned && out.skipped == out.planned)))
+		snprintf(why, sizeof(why), " # SKIP");
+	guest_line("%sok %d selftests: lazy_tlb: %s%s", ok ? "" : "not ", number, name, why);
+	return ok;
+}
+
+static int is_program(const struct dirent *entry)
+{
+	char path[PATH_MAX];
+	struct stat st;
+
+	snprintf(path, sizeof(path), TESTS "/%s", entry->d_name);
+	return !stat(path, &st) && S_ISREG(st.st_mode) && !access(path, X_OK);
+}
+
+int main(void)
+{
+	long timeout = lazy_env("LAZY_TLB_TEST_TIMEOUT", 300);
+	struct dirent **tests;
+	struct lazy_cpus home;
+	cpu_set_t cpus;
+	int i, nr;
+
+	guest_start();
+	nr = scandir(TESTS, &tests, is_program, alphasort);
+	if (nr <= 0) {
+		guest_problem("no programs in " TESTS);
+		nr = 0;
+	}
+	/* This process stays where tests expect other user tasks. */
+	sched_getaffinity(0, sizeof(cpus), &cpus);
+	if (lazy_cpus_get(&home))
+		lazy_pin(0, home.cpu[0]);
+
+	guest_line("KTAP version 1");
+	guest_line("1..%d", nr);
+	for (i = 0; i < nr; i++)
+		if (!run_one(i + 1, tests[i]->d_name, timeout, &cpus))
+			guest_status = 1;
+	guest_end();
+}

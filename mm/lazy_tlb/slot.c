@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * The per-CPU slot of a lazy TLB mm, and how a CPU lets go of one. What is done
+ * with the slots is decided in Rust, see lazy_tlb.rs.
+ */
+#include <linux/bug.h>
+#include <linux/lazy_tlb.h>
+#include <linux/lockdep.h>
+#include <linux/mm_types.h>
+#include <linux/percpu.h>
+#include <linux/sched.h>
+#include <asm/lazy_tlb.h>
+
+DEFINE_PER_CPU(struct mm_struct *, lazy_tlb_slot);
+
+/**
+ * lazy_tlb_let_go() - switch this CPU to init_mm if it is lazy on an mm
+ * @mm: the mm to let go of
+ *
+ * Must not be called for a refcounted lazy mm: the reference would be leaked.
+ * Callers other than the final drop check lazy_tlb_refcounted() first.
+ *
+ * The next switch to a user task goes through membarrier_switch_mm() with
+ * init_mm as the previous mm, which membarrier(2) handles like any other.
+ *
+ * Context: Interrupts disabled. Called from the IPI of the final drop, or by an
+ *          architecture that has its own reason to leave a lazy mm.
+ * Return: true if the CPU was lazy on @mm.
+ */
+bool lazy_tlb_let_go(struct mm_struct *mm)
+{
+	lockdep_assert_irqs_disabled();
+
+	if (current->mm || current->active_mm != mm)
+		return false;
+
+	current->active_mm = &init_mm;
+	arch_lazy_tlb_let_go(mm);
+	lazy_tlb_retire();
+	return true;
+}
+
+/**
+ * lazy_tlb_check() - complain if this CPU still uses an mm about to be freed
+ * @mm: the mm, whose final drop has dealt with all CPUs
+ *
+ * Looks at everything that could know the mm: the task, the slot, and the
+ * hardware.
+ *
+ * Context: Interrupts disabled.
+ */
+void lazy_tlb_check(struct mm_struct *mm)
+{
+	WARN_ON_ONCE(current->active_mm == mm);
+	WARN_ON_ONCE(this_cpu_read(lazy_tlb_slot) == mm);
+	WARN_ON_ONCE(arch_lazy_tlb_loaded(mm));
+}

@@ -1,0 +1,242 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * fork, exec and exit on all CPUs at once, in an order drawn from a seed, and
+ * a count of the mm_structs that are left afterwards.
+ *
+ * LAZY_TLB_SEED repeats a run, LAZY_TLB_SECONDS makes it longer.
+ */
+#include "harness.h"
+
+#include <signal.h>
+#include <sys/prctl.h>
+
+#define EXEC_ARG	"--exec-target"
+
+enum action {
+	EXIT_AT_ONCE,
+	EXIT_ELSEWHERE,
+	EXIT_AFTER_ROAMING,
+	EXIT_WITH_CROWD,
+	EXIT_FROM_THREAD,
+	EXEC,
+	EXEC_WITH_CROWD,
+	VFORK_EXEC,
+	NR_ACTIONS
+};
+
+/* Shared by all workers. */
+struct tally {
+	atomic_long exits;
+	atomic_long actions[NR_ACTIONS];
+	atomic_bool stop;
+};
+
+FIXTURE(churn)
+{
+	struct lazy_test t;
+	struct tally *tally;
+};
+
+FIXTURE_SETUP(churn)
+{
+	lazy_setup(_metadata, &self->t, false);
+	self->tally = mmap(NULL, sizeof(*self->tally), PROT_READ | PROT_WRITE,
+			   MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	ASSERT_NE(MAP_FAILED, self->tally);
+}
+
+FIXTURE_TEARDOWN(churn)
+{
+	lazy_teardown(_metadata, &self->t);
+}
+
+static struct lazy_crowd crowd;
+
+static void exec_target(int code)
+{
+	char text[16];
+	char *const argv[] = { "churn", EXEC_ARG, text, NULL };
+
+	snprintf(text, sizeof(text), "%d", code);
+	execv("/proc/self/exe", argv);
+	lazy_fail("exec: %s", strerror(errno));
+}
+
+static void *exit_from_thread(void *code)
+{
+	_exit((intptr_t)code);
+}
+
+static void go_anywhere(const struct lazy_cpus *cpus, unsigned int *seed)
+{
+	int cpu = cpus->cpu[lazy_random(seed) % cpus->nr];
+
+	if (!lazy_pin(0, cpu))
+		lazy_fail("cannot run on CPU %d: %s", cpu, strerror(errno));
+}
+
+/* Ends the calling process with @code, by way of @action. */
+static void act(const struct lazy_cpus *cpus, enum action action, int code, unsigned int *seed)
+{
+	pthread_t thread;
+	int i;
+
+	switch (action) {
+	case EXIT_AT_ONCE:
+		break;
+	case EXIT_ELSEWHERE:
+		go_anywhere(cpus, seed);
+		break;
+	case EXIT_AFTER_ROAMING:
+		for (i = 0; i < cpus->nr; i++)
+			go_anywhere(cpus, seed);
+		break;
+	case EXIT_WITH_CROWD:
+		lazy_crowd_start(&crowd, cpus, cpus->nr - 1);
+		break;
+	case EXIT_FROM_THREAD:
+		if (pthread_create(&thread, NULL, exit_from_thread, (void *)(intptr_t)code))
+			lazy_fail("pthread_create failed");
+		go_anywhere(cpus, seed);
+		for (;;)
+			pause();
+	case EXEC_WITH_CROWD:
+		lazy_crowd_start(&crowd, cpus, cpus->nr - 1);
+		go_anywhere(cpus, seed);
+		exec_target(code);
+		break;
+	default:
+		exec_target(code);
+	}
+	_exit(code);
+}
+
+/*
+ * By itself, so that nothing the worker keeps in registers depends on vfork().
+ */
+static pid_t start(const struct lazy_cpus *cpus, enum action action, int code, unsigned int seed)
+{
+	pid_t pid;
+
+	if (action == VFORK_EXEC) {
+		pid = vfork();
+		if (!pid)
+			exec_target(code);
+		return pid;
+	}
+	pid = fork();
+	if (!pid)
+		act(cpus, action, code, &seed);
+	return pid;
+}
+
+static void worker(const struct lazy_cpus *cpus, unsigned int seed, struct tally *tally)
+{
+	enum action action;
+	int code, status;
+	pid_t pid;
+
+	/* A test that was given up must not go on churning. */
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	while (!atomic_load(&tally->stop)) {
+		action = lazy_random(&seed) % NR_ACTIONS;
+		code = 3 + lazy_random(&seed) % 100;
+		go_anywhere(cpus, &seed);
+		pid = start(cpus, action, code, lazy_random(&seed));
+		if (pid < 0)
+			lazy_fail("fork: %s", strerror(errno));
+		if (waitpid(pid, &status, 0) != pid)
+			lazy_fail("waitpid: %s", strerror(errno));
+		if (!WIFEXITED(status) || WEXITSTATUS(status) != code)
+			lazy_fail("action %d ended with %#x, not %d", action, status, code);
+		atomic_fetch_add(&tally->exits, 1);
+		atomic_fetch_add(&tally->actions[action], 1);
+	}
+	_exit(0);
+}
+
+/* Objects of mm_struct's cache in use, -1 where it cannot be known. */
+static long mm_structs(void)
+{
+	char line[512];
+	long active = -1;
+	FILE *f = fopen("/proc/slabinfo", "r");
+
+	if (!f)
+		return -1;
+	while (fgets(line, sizeof(line), f)) {
+		if (!strncmp(line, "mm_struct ", 10)) {
+			active = strtol(line + 10, NULL, 10);
+			break;
+		}
+	}
+	fclose(f);
+	return active;
+}
+
+/* Churn for so long, and until there were so many exits. */
+static void churn(struct __test_metadata *_metadata, const struct lazy_test *t,
+		  struct tally *tally, double seconds, long exits)
+{
+	double end = lazy_now() + seconds;
+	double limit = end + LAZY_TIMEOUT / 2.0;
+	int i, status;
+	pid_t pid;
+
+	memset(tally, 0, sizeof(*tally));
+	for (i = 0; i < t->cpus.nr; i++) {
+		pid = fork();
+		ASSERT_LE(0, pid);
+		if (!pid)
+			worker(&t->cpus, t->seed + i, tally);
+	}
+	while (lazy_now() < end ||
+	       (atomic_load(&tally->exits) < exits && lazy_now() < limit)) {
+		lazy_sleep_us(100000);
+		/* A worker that is gone has found something: do not wait. */
+		pid = waitpid(-1, &status, WNOHANG);
+		ASSERT_EQ(0, pid)
+			TH_LOG("worker %d ended with %#x", pid, status);
+	}
+	atomic_store(&tally->stop, true);
+	for (i = 0; i < t->cpus.nr; i++) {
+		ASSERT_LT(0, wait(&status));
+		lazy_assert_exited(_metadata, status, 0);
+	}
+	ASSERT_LE(exits, atomic_load(&tally->exits));
+}
+
+TEST_F_TIMEOUT(churn, fork_exec_exit, LAZY_TIMEOUT)
+{
+	int i;
+
+	churn(_metadata, &self->t, self->tally, lazy_env("LAZY_TLB_SECONDS", 10), 200);
+	for (i = 0; i < NR_ACTIONS; i++)
+		EXPECT_LT(0, atomic_load(&self->tally->actions[i]))
+			TH_LOG("action %d never happened", i);
+	TH_LOG("%ld exits", atomic_load(&self->tally->exits));
+}
+
+/* An mm that nobody ever drops warns nowhere: count them. */
+TEST_F_TIMEOUT(churn, no_leak, LAZY_TIMEOUT)
+{
+	/* Free objects in per-CPU caches count as used: leave room for them. */
+	long room = 100 + 100 * self->t.cpus.nr;
+	long before, after;
+
+	before = mm_structs();
+	if (before < 0)
+		SKIP(return, "no mm_struct in /proc/slabinfo");
+	churn(_metadata, &self->t, self->tally, 0, 2 * room);
+	after = mm_structs();
+	TH_LOG("%ld exits, mm_struct objects %ld before, %ld after",
+	       atomic_load(&self->tally->exits), before, after);
+	EXPECT_LT(after - before, room);
+}
+
+int main(int argc, char **argv)
+{
+	if (argc == 3 && !strcmp(argv[1], EXEC_ARG))
+		return strtol(argv[2], NULL, 10);
+	return test_harness_run(argc, argv);
+}

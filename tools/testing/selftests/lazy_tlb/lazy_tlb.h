@@ -1,0 +1,404 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * Helpers that put a process into the states the lazy TLB code cares about,
+ * and that read back what the kernel says about it.
+ *
+ * Does not depend on the kselftest harness: guest programs use it as well.
+ */
+#ifndef SELFTESTS_LAZY_TLB_H
+#define SELFTESTS_LAZY_TLB_H
+
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <linux/futex.h>
+#include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#define LAZY_TLB_DIR	"/sys/kernel/debug/lazy_tlb/"
+
+#define LAZY_MAX_CPUS	CPU_SETSIZE
+
+/* ---- output ---------------------------------------------------------- */
+
+/*
+ * A line in one write: others, the kernel among them, may be writing to the
+ * same place.
+ */
+#define lazy_line(fd, fmt, ...) do {					\
+	char *line_;							\
+	int len_ = asprintf(&line_, fmt "\n", ##__VA_ARGS__);		\
+									\
+	if (len_ > 0) {							\
+		lazy_write(fd, line_, len_);				\
+		free(line_);						\
+	}								\
+} while (0)
+
+static inline bool lazy_write(int fd, const char *buf, size_t len)
+{
+	ssize_t n;
+
+	while (len) {
+		n = write(fd, buf, len);
+		if (n < 0 && errno != EINTR)
+			return false;
+		if (n > 0) {
+			buf += n;
+			len -= n;
+		}
+	}
+	return true;
+}
+
+/* For a child of a test: say why, and end it. */
+#define lazy_fail(fmt, ...) do {					\
+	lazy_line(STDERR_FILENO, "# " fmt, ##__VA_ARGS__);		\
+	_exit(1);							\
+} while (0)
+
+/* ---- files ---------------------------------------------------------- */
+
+static inline bool lazy_read_file(const char *path, char *buf, size_t size)
+{
+	size_t len = 0;
+	ssize_t n = 0;
+	int fd = open(path, O_RDONLY | O_CLOEXEC);
+
+	if (fd < 0)
+		return false;
+	while (len < size - 1) {
+		n = read(fd, buf + len, size - 1 - len);
+		if (n <= 0)
+			break;
+		len += n;
+	}
+	close(fd);
+	buf[len] = '\0';
+	return n >= 0 && len;
+}
+
+static inline bool lazy_write_file(const char *path, const char *text)
+{
+	int fd = open(path, O_WRONLY | O_CLOEXEC);
+	bool ok;
+
+	if (fd < 0)
+		return false;
+	ok = lazy_write(fd, text, strlen(text));
+	close(fd);
+	return ok;
+}
+
+/* The taint mask, or -1. A warning during a test shows as a new bit. */
+static inline long lazy_taint(void)
+{
+	char buf[32];
+
+	if (!lazy_read_file("/proc/sys/kernel/tainted", buf, sizeof(buf)))
+		return -1;
+	return strtol(buf, NULL, 10);
+}
+
+/* A number from the environment, so that a failure can be repeated. */
+static inline unsigned long lazy_env(const char *name, unsigned long fallback)
+{
+	const char *value = getenv(name);
+
+	return value && *value ? strtoul(value, NULL, 0) : fallback;
+}
+
+/* xorshift: the same seed gives the same test on every libc. */
+static inline unsigned int lazy_random(unsigned int *state)
+{
+	unsigned int x = *state ? *state : 0x9e3779b9;
+
+	x ^= x << 13;
+	x ^= x >> 17;
+	x ^= x << 5;
+	*state = x;
+	return x;
+}
+
+static inline double lazy_now(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return ts.tv_sec + ts.tv_nsec / 1e9;
+}
+
+static inline void lazy_sleep_us(long us)
+{
+	struct timespec ts = { us / 1000000, us % 1000000 * 1000 };
+
+	nanosleep(&ts, NULL);
+}
+
+/* ---- what the kernel says ------------------------------------------- */
+
+static inline bool lazy_policy(char *buf, size_t size)
+{
+	if (!lazy_read_file(LAZY_TLB_DIR "policy", buf, size))
+		return false;
+	buf[strcspn(buf, " \t\n")] = '\0';
+	return *buf;
+}
+
+/* About the mm of the calling process. */
+struct lazy_self {
+	long mm_users;
+	long mm_count;
+	long lazy_cpus;
+};
+
+static inline bool lazy_field(const char *text, const char *key, long *value)
+{
+	size_t len = strlen(key);
+	char *end;
+
+	while (text) {
+		if (!strncmp(text, key, len) && text[len] == ' ') {
+			*value = strtol(text + len, &end, 10);
+			return end != text + len + 1;
+		}
+		text = strchr(text, '\n');
+		if (text)
+			text++;
+	}
+	return false;
+}
+
+static inline bool lazy_self(struct lazy_self *s)
+{
+	char buf[256];
+
+	return lazy_read_file(LAZY_TLB_DIR "self", buf, sizeof(buf)) &&
+	       lazy_field(buf, "mm_users", &s->mm_users) &&
+	       lazy_field(buf, "mm_count", &s->mm_count) &&
+	       lazy_field(buf, "lazy_cpus", &s->lazy_cpus);
+}
+
+/* Wait until exactly @want CPUs are lazy on the caller's mm. */
+static inline bool lazy_wait(long want, long timeout_ms, struct lazy_self *s)
+{
+	double end = lazy_now() + timeout_ms / 1000.0;
+
+	do {
+		if (!lazy_self(s))
+			return false;
+		if (s->lazy_cpus == want)
+			return true;
+		lazy_sleep_us(200);
+	} while (lazy_now() < end);
+	return false;
+}
+
+/* ---- CPUs ------------------------------------------------------------ */
+
+static inline bool lazy_pin(pid_t tid, int cpu)
+{
+	cpu_set_t set;
+
+	CPU_ZERO(&set);
+	CPU_SET(cpu, &set);
+	return !sched_setaffinity(tid, sizeof(set), &set);
+}
+
+/* CPUs the caller may use, lowest first: cpu[0] is home, where it stays. */
+struct lazy_cpus {
+	int nr;
+	int cpu[LAZY_MAX_CPUS];
+};
+
+static inline int lazy_cpus_get(struct lazy_cpus *cpus)
+{
+	cpu_set_t set;
+	int i;
+
+	cpus->nr = 0;
+	if (sched_getaffinity(0, sizeof(set), &set))
+		return 0;
+	for (i = 0; i < LAZY_MAX_CPUS; i++)
+		if (CPU_ISSET(i, &set))
+			cpus->cpu[cpus->nr++] = i;
+	return cpus->nr;
+}
+
+/* ---- processes ------------------------------------------------------- */
+
+/*
+ * Run @fn in a process of its own, born on cpus->cpu[0] so that no other CPU
+ * has ever seen its mm. Returns the wait status, or -1.
+ */
+static inline int lazy_run(const struct lazy_cpus *cpus,
+			   void (*fn)(const struct lazy_cpus *cpus, void *arg),
+			   void *arg)
+{
+	int status;
+	pid_t pid;
+
+	if (!lazy_pin(0, cpus->cpu[0]))
+		return -1;
+	fflush(NULL);
+	pid = fork();
+	if (!pid) {
+		fn(cpus, arg);
+		_exit(0);
+	}
+	if (pid < 0 || waitpid(pid, &status, 0) != pid)
+		return -1;
+	return status;
+}
+
+/* ---- leaving CPUs lazy ------------------------------------------------ */
+
+enum lazy_how {
+	LAZY_BLOCK,	/* a thread is blocked on each CPU, the last user task there */
+	LAZY_ROAM,	/* the main thread was there, and migrated away */
+	LAZY_DIE,	/* a thread exited there */
+};
+
+struct lazy_crowd;
+
+struct lazy_helper {
+	struct lazy_crowd *crowd;
+	pthread_t thread;
+	pid_t tid;
+	int cpu;
+};
+
+/* Threads on other CPUs than home. Start from zeroed memory. */
+struct lazy_crowd {
+	int nr;
+	bool once;		/* helpers exit instead of blocking */
+	atomic_int arrived;
+	atomic_uint gate;	/* futex: helpers sleep until it moves */
+	struct lazy_helper helper[LAZY_MAX_CPUS];
+};
+
+static inline long lazy_futex(atomic_uint *word, int op, unsigned int val)
+{
+	return syscall(SYS_futex, word, op | FUTEX_PRIVATE_FLAG, val, NULL, NULL, 0);
+}
+
+static inline void *lazy_helper_fn(void *arg)
+{
+	struct lazy_helper *h = arg;
+	struct lazy_crowd *crowd = h->crowd;
+	unsigned int seen;
+
+	h->tid = syscall(SYS_gettid);
+	if (!lazy_pin(0, h->cpu))
+		lazy_fail("cannot run on CPU %d: %s", h->cpu, strerror(errno));
+	do {
+		seen = atomic_load(&crowd->gate);
+		atomic_fetch_add(&crowd->arrived, 1);
+		while (!crowd->once && atomic_load(&crowd->gate) == seen)
+			lazy_futex(&crowd->gate, FUTEX_WAIT, seen);
+	} while (!crowd->once);
+	return NULL;
+}
+
+static inline void lazy_crowd_arrive(struct lazy_crowd *crowd)
+{
+	while (atomic_load(&crowd->arrived) < crowd->nr)
+		lazy_sleep_us(100);
+}
+
+/* One helper on each of the first @nr CPUs after home; all but blocked. */
+static inline void lazy_crowd_start(struct lazy_crowd *crowd,
+				    const struct lazy_cpus *cpus, int nr)
+{
+	struct lazy_helper *h;
+	int i, err;
+
+	crowd->nr = nr;
+	atomic_store(&crowd->arrived, 0);
+	for (i = 0; i < nr; i++) {
+		h = &crowd->helper[i];
+		h->crowd = crowd;
+		h->cpu = cpus->cpu[i + 1];
+		err = pthread_create(&h->thread, NULL, lazy_helper_fn, h);
+		if (err)
+			lazy_fail("pthread_create: %s", strerror(err));
+	}
+	lazy_crowd_arrive(crowd);
+}
+
+/* Let every helper run on its CPU again, and block again. */
+static inline void lazy_crowd_kick(struct lazy_crowd *crowd)
+{
+	atomic_store(&crowd->arrived, 0);
+	atomic_fetch_add(&crowd->gate, 1);
+	lazy_futex(&crowd->gate, FUTEX_WAKE, INT_MAX);
+	lazy_crowd_arrive(crowd);
+}
+
+/*
+ * Make the first @nr CPUs after home lazy on the caller's mm, and see that
+ * they are. Other user tasks may take a CPU in between, hence the attempts.
+ * Ends the process when it cannot be had: no test may go on without.
+ */
+static inline void lazy_occupy(struct lazy_crowd *crowd,
+			       const struct lazy_cpus *cpus, int nr,
+			       enum lazy_how how, struct lazy_self *s)
+{
+	int attempt, i;
+
+	s->lazy_cpus = -1;
+	if (how == LAZY_BLOCK && !crowd->nr)
+		lazy_crowd_start(crowd, cpus, nr);
+	for (attempt = 0; attempt < 50; attempt++) {
+		switch (how) {
+		case LAZY_BLOCK:
+			if (attempt)
+				lazy_crowd_kick(crowd);
+			break;
+		case LAZY_ROAM:
+			for (i = nr; i >= 0; i--)
+				if (!lazy_pin(0, cpus->cpu[i]))
+					lazy_fail("cannot run on CPU %d: %s",
+						  cpus->cpu[i], strerror(errno));
+			break;
+		case LAZY_DIE:
+			crowd->once = true;
+			lazy_crowd_start(crowd, cpus, nr);
+			for (i = 0; i < nr; i++)
+				pthread_join(crowd->helper[i].thread, NULL);
+			break;
+		}
+		if (lazy_wait(nr, 100, s))
+			return;
+	}
+	lazy_fail("%d CPUs should be lazy on this mm, the kernel says %ld",
+		  nr, s->lazy_cpus);
+}
+
+/*
+ * How many mm_count references @now has beyond @base, for the lazy CPUs both
+ * report: one for each in refcount mode, none in every other.
+ */
+static inline bool lazy_counts_ok(bool refcount, const struct lazy_self *base,
+				  const struct lazy_self *now)
+{
+	long lazies = refcount ? now->lazy_cpus - base->lazy_cpus : 0;
+
+	return now->mm_count - base->mm_count == lazies;
+}
+
+#endif /* SELFTESTS_LAZY_TLB_H */

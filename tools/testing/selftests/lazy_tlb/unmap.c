@@ -1,0 +1,131 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * munmap() that frees page tables while other CPUs are idle-lazy, then exit.
+ *
+ * The x86 interleaving behind it: the first such flush moves a lazy CPU to
+ * init_mm in hardware, the second finds it elsewhere and removes it from
+ * mm_cpumask. If its active_mm is left behind, nothing finds it at the final
+ * drop any more.
+ */
+#include "harness.h"
+
+FIXTURE(unmap)
+{
+	struct lazy_test t;
+};
+
+FIXTURE_VARIANT(unmap)
+{
+	enum lazy_how how;
+};
+
+FIXTURE_VARIANT_ADD(unmap, blocked)
+{
+	.how = LAZY_BLOCK,
+};
+
+FIXTURE_VARIANT_ADD(unmap, roamed)
+{
+	.how = LAZY_ROAM,
+};
+
+FIXTURE_VARIANT_ADD(unmap, died)
+{
+	.how = LAZY_DIE,
+};
+
+FIXTURE_SETUP(unmap)
+{
+	lazy_setup(_metadata, &self->t, true);
+}
+
+FIXTURE_TEARDOWN(unmap)
+{
+	lazy_teardown(_metadata, &self->t);
+}
+
+struct job {
+	enum lazy_how how;
+	bool refcount;
+	int unmaps;
+	bool relazy;	/* make the CPUs lazy anew before the last munmap */
+};
+
+static struct lazy_crowd crowd;
+
+static void check_counts(const struct job *job, const struct lazy_self *base,
+			 const char *when)
+{
+	struct lazy_self s;
+	int attempt;
+
+	/* A lazy CPU may end being one between the two numbers. */
+	for (attempt = 0; attempt < 50; attempt++) {
+		if (!lazy_self(&s))
+			lazy_fail("cannot read " LAZY_TLB_DIR "self");
+		if (lazy_counts_ok(job->refcount, base, &s))
+			return;
+		lazy_sleep_us(1000);
+	}
+	lazy_fail("%s: mm_count %ld at first, %ld with %ld lazy CPUs", when,
+		  base->mm_count, s.mm_count, s.lazy_cpus);
+}
+
+static void unmap_and_end(const struct lazy_cpus *cpus, void *arg)
+{
+	const struct job *job = arg;
+	size_t page = sysconf(_SC_PAGESIZE);
+	size_t span = page / 8 * page;
+	struct lazy_self base, s;
+	char *area, *part;
+	int i;
+
+	/* Every second span is touched: its page table has no other user. */
+	area = mmap(NULL, span * (2 * job->unmaps + 2), PROT_READ | PROT_WRITE,
+		    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	if (area == MAP_FAILED)
+		lazy_fail("mmap: %s", strerror(errno));
+	if (madvise(area, span * (2 * job->unmaps + 2), MADV_NOHUGEPAGE) && errno != EINVAL)
+		lazy_fail("MADV_NOHUGEPAGE: %s", strerror(errno));
+	area = (char *)(((uintptr_t)area + span - 1) / span * span);
+	for (i = 0; i < job->unmaps; i++)
+		area[2 * i * span] = 1;
+
+	if (!lazy_self(&base))
+		lazy_fail("cannot read " LAZY_TLB_DIR "self");
+	lazy_occupy(&crowd, cpus, cpus->nr - 1, job->how, &s);
+	for (i = 0; i < job->unmaps; i++) {
+		part = area + 2 * i * span;
+		if (job->relazy && i == job->unmaps - 1)
+			lazy_occupy(&crowd, cpus, cpus->nr - 1, job->how, &s);
+		if (munmap(part, span))
+			lazy_fail("munmap: %s", strerror(errno));
+	}
+	check_counts(job, &base, "after munmap");
+
+	/*
+	 * Blocked threads die on this CPU, not on theirs: there the idle task
+	 * stays as the flushes left it.
+	 */
+	if (job->how == LAZY_BLOCK)
+		for (i = 0; i < crowd.nr; i++)
+			if (!lazy_pin(crowd.helper[i].tid, cpus->cpu[0]))
+				lazy_fail("cannot move a thread: %s", strerror(errno));
+	check_counts(job, &base, "before exit");
+}
+
+/* Rounds differ in the number of flushes that free page tables. */
+TEST_F_TIMEOUT(unmap, freed_tables, LAZY_TIMEOUT)
+{
+	struct job job = { .how = variant->how, .refcount = self->t.refcount };
+	int i, status;
+
+	for (i = 0; i < 60; i++) {
+		job.unmaps = 1 + i % 3;
+		job.relazy = i / 3 % 2;
+		status = lazy_run(&self->t.cpus, unmap_and_end, &job);
+		lazy_assert_exited(_metadata, status, 0);
+	}
+}
+
+TEST_HARNESS_MAIN

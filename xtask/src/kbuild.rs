@@ -1,0 +1,349 @@
+//! Configuring and building a kernel out of tree.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result};
+use sha2::{Digest, Sha256};
+
+use crate::arch::Arch;
+use crate::base::Origin;
+use crate::cache::Cache;
+use crate::failure::{fail, Exit};
+use crate::series::Patch;
+use crate::setup::Tools;
+use crate::sh::{self, Progress};
+
+/// kbuild's lines in a first build, until one was counted here.
+const LINES: u64 = 1500;
+
+/// The variants, which are the fragments in `configs/variants/`.
+pub fn variants(repo: &Path) -> Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(repo.join("configs/variants"))?.flatten() {
+        let path = entry.path();
+        if path.extension().is_some_and(|e| e == "config") {
+            names.push(
+                path.file_stem()
+                    .unwrap_or_default()
+                    .to_string_lossy()
+                    .into_owned(),
+            );
+        }
+    }
+    names.sort();
+    Ok(names)
+}
+
+/// What a person's shell or an outer make may set, and a kernel build must not see.
+pub const FOREIGN: [&str; 6] = [
+    "MAKEFLAGS",
+    "MFLAGS",
+    "MAKELEVEL",
+    "MAKEOVERRIDES",
+    "LINUX",
+    "ARCH",
+];
+
+/// The sources of a build.
+pub struct Source {
+    /// The tree.
+    pub tree: PathBuf,
+    /// Its name in the cache.
+    pub id: String,
+    /// Where its base is from.
+    pub origin: Origin,
+    /// The repository that has the fragments.
+    pub repo: PathBuf,
+}
+
+/// One kernel to build: a tree, an architecture, a variant.
+pub struct Build<'a> {
+    /// The architecture.
+    pub arch: &'static Arch,
+    /// The name of the fragment in `configs/variants/`.
+    pub variant: &'a str,
+    /// kbuild's `O=`.
+    pub out: PathBuf,
+    source: Source,
+    tools: &'a Tools,
+    ccache: PathBuf,
+    /// Changes whenever the configuration could; none where that cannot be known.
+    inputs: Option<String>,
+}
+
+impl<'a> Build<'a> {
+    /// A build in the cache; its name says everything that makes it differ from others.
+    pub fn new(
+        cache: &Cache,
+        tools: &'a Tools,
+        source: Source,
+        patches: &[&Patch],
+        arch: &'static Arch,
+        variant: &'a str,
+    ) -> Result<Self> {
+        let known = variants(&source.repo)?;
+        if !known.iter().any(|name| name == variant) {
+            return Err(fail(
+                Exit::Usage,
+                format!("unknown variant {variant}"),
+                format!("use one of: {}", known.join(", ")),
+            ));
+        }
+        let versions = [
+            &tools.clang_version,
+            &tools.llvm,
+            &tools.rustc_version,
+            &tools.bindgen_version,
+        ];
+        let versions = digest(&versions.map(|version| version.as_bytes()));
+        let name = format!("{}-{variant}-{}-{versions}", arch.name, source.id);
+        let mut parts: Vec<Vec<u8>> = Vec::new();
+        for patch in patches {
+            parts.push(patch.diff.clone().into_bytes());
+            for path in patch.entry.adds.iter().filter(|path| is_kconfig(path)) {
+                parts.push(fs::read(source.repo.join(path))?);
+            }
+        }
+        let parts: Vec<&[u8]> = parts.iter().map(Vec::as_slice).collect();
+        // A person's own tree may change in any way between two builds.
+        let inputs = (source.origin != Origin::User).then(|| digest(&parts));
+        Ok(Build {
+            arch,
+            variant,
+            out: cache.dir(Path::new("build").join(name))?,
+            source,
+            tools,
+            ccache: cache.dir("ccache")?,
+            inputs,
+        })
+    }
+
+    /// `make` with everything that every call needs.
+    pub fn make(&self) -> Command {
+        let tools = self.tools;
+        let mut make = Command::new("make");
+        make.arg("-C").arg(&self.source.tree);
+        let mut set = |name: &str, value: &dyn AsRef<std::ffi::OsStr>| {
+            let mut word = std::ffi::OsString::from(name);
+            word.push("=");
+            word.push(value.as_ref());
+            make.arg(word);
+        };
+        set("O", &self.out);
+        set("ARCH", &self.arch.name);
+        set(
+            "LLVM",
+            if tools.llvm.is_empty() {
+                &"1"
+            } else {
+                &tools.llvm
+            },
+        );
+        set("CC", &format!("ccache clang{}", tools.llvm));
+        set("RUSTC", &tools.rustc);
+        // Host programs in Rust must be built by the same compiler: proc macros are loaded by it.
+        set("HOSTRUSTC", &tools.rustc);
+        set("RUSTDOC", &tools.rustc.with_file_name("rustdoc"));
+        set("RUST_LIB_SRC", &tools.rust_lib_src);
+        set("BINDGEN", &tools.bindgen);
+        // The same sources give the same image, and ccache finds what it has.
+        set("KBUILD_BUILD_TIMESTAMP", &"2026-01-01");
+        set("KBUILD_BUILD_USER", &"lazy-tlb");
+        set("KBUILD_BUILD_HOST", &"localhost");
+        make.env("CCACHE_DIR", &self.ccache);
+        let libclang = format!("/usr/lib/llvm{}/lib", tools.llvm);
+        if Path::new(&libclang).exists() {
+            make.env("LIBCLANG_PATH", libclang);
+        }
+        for name in FOREIGN {
+            make.env_remove(name);
+        }
+        make
+    }
+
+    /// The fragments, the later ones winning.
+    fn fragments(&self) -> [PathBuf; 3] {
+        let configs = self.source.repo.join("configs");
+        [
+            configs.join("common.config"),
+            configs.join(format!("{}.config", self.arch.name)),
+            configs.join(format!("variants/{}.config", self.variant)),
+        ]
+    }
+
+    /// Makes `.config`, and checks that every line asked for is in it.
+    pub fn configure(&self) -> Result<()> {
+        let fragments = self.fragments();
+        let mut texts = Vec::new();
+        for path in &fragments {
+            let text =
+                fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
+            texts.push(text);
+        }
+        let parts: Vec<&[u8]> = texts.iter().map(|text| text.as_bytes()).collect();
+        let key = self
+            .inputs
+            .as_ref()
+            .map(|inputs| format!("{inputs}-{}", digest(&parts)));
+        let stamp = self.out.join("xtask-config");
+        let config = self.out.join(".config");
+        if key.is_some() && fs::read_to_string(&stamp).ok() == key && config.exists() {
+            return Ok(());
+        }
+        let log = self.out.join("config.log");
+        let remedy = "look at the log; it is kconfig's own output";
+        let run = |command: &Command| sh::logged(command, &log, Exit::Build, remedy, |_| ());
+        let mut tiny = self.make();
+        tiny.args(["-s", "tinyconfig"]);
+        run(&tiny)?;
+        let mut merge = Command::new(self.source.tree.join("scripts/kconfig/merge_config.sh"));
+        merge
+            .args(["-m", "-O"])
+            .arg(&self.out)
+            .arg(&config)
+            .args(&fragments);
+        run(merge.current_dir(&self.out))?;
+        let mut old = self.make();
+        old.args(["-s", "olddefconfig"]);
+        run(&old)?;
+        let result = fs::read_to_string(&config)?;
+        let refused = refused(&texts, &result);
+        if !refused.is_empty() {
+            return Err(fail(
+                Exit::Build,
+                format!(
+                    "kconfig did not take {} of the lines in configs/:\n  {}",
+                    refused.len(),
+                    refused.join("\n  ")
+                ),
+                "a line is refused where its dependencies are off (CONFIG_RUST needs the tools \
+                 that `cargo xtask setup` installs) or where the series does not bring the symbol",
+            ));
+        }
+        if let Some(key) = key {
+            sh::write_whole(&stamp, key.as_bytes())?;
+        }
+        Ok(())
+    }
+
+    /// Builds the image and returns where it is.
+    pub fn image(&self) -> Result<PathBuf> {
+        self.configure()?;
+        let image = self.out.join(self.arch.image);
+        let target = Path::new(self.arch.image).file_name().unwrap_or_default();
+        self.targets(&[&target.to_string_lossy()])?;
+        Ok(image)
+    }
+
+    /// Builds kbuild targets, with progress.
+    pub fn targets(&self, targets: &[&str]) -> Result<()> {
+        let counted = self.out.join(format!("xtask-lines-{}", targets.len()));
+        let before = fs::read_to_string(&counted)
+            .ok()
+            .and_then(|n| n.trim().parse().ok());
+        let mut make = self.make();
+        let jobs = std::thread::available_parallelism().map_or(1, |n| n.get());
+        make.arg(format!("-j{jobs}")).args(targets);
+        let label = format!("kbuild {} {}", self.arch.name, self.variant);
+        let mut progress = Progress::counted(&label, before.unwrap_or(LINES));
+        let log = self.out.join("build.log");
+        let remedy = "the first `error:` in the log says what is wrong";
+        sh::logged(&make, &log, Exit::Build, remedy, |line| {
+            if is_build_line(line) {
+                progress.tick(line.trim());
+            }
+        })?;
+        let done = progress.done();
+        if before.is_none_or(|before: u64| before < done) {
+            sh::write_whole(&counted, done.to_string().as_bytes())?;
+        }
+        Ok(())
+    }
+}
+
+fn digest(parts: &[&[u8]]) -> String {
+    let mut hash = Sha256::new();
+    for part in parts {
+        hash.update(part.len().to_le_bytes());
+        hash.update(part);
+    }
+    hash.finalize()[..4]
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
+}
+
+fn is_kconfig(path: &Path) -> bool {
+    path.file_name()
+        .is_some_and(|name| name.to_string_lossy().starts_with("Kconfig"))
+}
+
+/// `  CC      kernel/fork.o`, and `  RUSTC L rust/core.o`.
+fn is_build_line(line: &str) -> bool {
+    line.strip_prefix("  ").is_some_and(|rest| {
+        let word = rest.split(' ').next().unwrap_or_default();
+        word.len() > 1 && word.chars().all(|c| c.is_ascii_uppercase() || c == '_')
+    })
+}
+
+/// `CONFIG_X` and its value; a line that unsets it has the value `n`.
+fn assignment(line: &str) -> Option<(&str, &str)> {
+    if let Some(rest) = line.strip_prefix("# CONFIG_") {
+        let name = rest.strip_suffix(" is not set")?;
+        return Some((name, "n"));
+    }
+    line.strip_prefix("CONFIG_")?.split_once('=')
+}
+
+/// The lines of the fragments, the later ones winning, that a configuration does not have.
+fn refused(fragments: &[String], config: &str) -> Vec<String> {
+    let result: BTreeMap<&str, &str> = config.lines().filter_map(assignment).collect();
+    let wanted: BTreeMap<&str, &str> = fragments
+        .iter()
+        .flat_map(|text| text.lines())
+        .filter_map(|line| assignment(line.trim_end()))
+        .collect();
+    let differs = |(name, value): &(&&str, &&str)| result.get(*name).unwrap_or(&"n") != *value;
+    let line = |(name, value): (&&str, &&str)| {
+        let got = result.get(name).unwrap_or(&"not there");
+        format!("CONFIG_{name}={value} (is {got})")
+    };
+    wanted.iter().filter(differs).map(line).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_that_kconfig_dropped_are_found() {
+        let common = "# a comment\nCONFIG_SMP=y\nCONFIG_RUST=y\nCONFIG_NR_CPUS=8\n".to_owned();
+        let variant = "# CONFIG_RUST is not set\nCONFIG_KUNIT=y\n".to_owned();
+        let config = "CONFIG_SMP=y\nCONFIG_NR_CPUS=64\n# CONFIG_KUNIT is not set\n";
+        assert_eq!(
+            refused(&[common, variant], config),
+            ["CONFIG_KUNIT=y (is n)", "CONFIG_NR_CPUS=8 (is 64)"]
+        );
+    }
+
+    #[test]
+    fn a_symbol_that_is_not_there_is_off() {
+        let off = "# CONFIG_MMU_LAZY_TLB_SHOOTDOWN is not set\n".to_owned();
+        assert!(refused(&[off], "CONFIG_SMP=y\n").is_empty());
+        assert_eq!(
+            refused(&["CONFIG_X=y\n".to_owned()], ""),
+            ["CONFIG_X=y (is not there)"]
+        );
+    }
+
+    #[test]
+    fn kbuild_lines_are_counted() {
+        assert!(is_build_line("  CC      kernel/fork.o"));
+        assert!(is_build_line("  RUSTC L rust/core.o"));
+        assert!(!is_build_line("kernel/fork.c:7: warning: x"));
+        assert!(!is_build_line("    7 | int x;"));
+    }
+}

@@ -1,0 +1,308 @@
+//! `cargo xtask`: the host side of the lazy TLB series.
+//!
+//! Everything a person types is here; each command lives in a module of its own.
+
+mod apt;
+mod arch;
+mod base;
+mod cache;
+mod compare;
+mod console;
+mod disasm;
+mod failure;
+mod guest;
+mod kbuild;
+mod ktap;
+mod mail;
+mod project;
+mod report;
+mod series;
+mod setup;
+mod sh;
+mod testing;
+mod tidy;
+mod tree;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Result;
+use clap::{Args, Parser, Subcommand};
+
+use crate::cache::Cache;
+use crate::failure::{classify, fail, Exit, EXIT_HELP};
+use crate::guest::{Guest, GuestFile};
+use crate::project::Project;
+use crate::report::Recorder;
+use crate::series::Selection;
+
+/// Builds, boots, tests and mails the lazy TLB series.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", after_help = EXIT_HELP)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    /// Another base tree, an unpatched Linux 7.3.x, in place of the fetched one.
+    #[arg(
+        long,
+        global = true,
+        env = "LINUX",
+        value_name = "DIR",
+        hide_env_values = true
+    )]
+    linux: Option<PathBuf>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Installs the tools that are missing and fetches the base tree.
+    #[command(after_help = "Example: cargo xtask setup")]
+    Setup,
+    /// Makes a patched kernel tree: a git repository with one commit per patch.
+    #[command(after_help = "Example: cargo xtask tree --out ~/linux-lazy --upto 3")]
+    Tree {
+        /// A folder that is not there yet.
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
+        /// Only the first N patches.
+        #[arg(long, value_name = "N")]
+        upto: Option<usize>,
+        #[command(flatten)]
+        skip: Skip,
+    },
+    /// Rewrites patches/ and the new files from a tree made by `tree`, one patch per commit.
+    #[command(after_help = "Example: cargo xtask import --from ~/linux-lazy")]
+    Import {
+        /// The tree.
+        #[arg(long, value_name = "DIR")]
+        from: PathBuf,
+    },
+    /// Applies the series to your own Linux 7.3.x tree, or takes it off again.
+    #[command(after_help = "Example: cargo xtask apply --linux ~/linux")]
+    Apply {
+        /// Take the series off.
+        #[arg(long)]
+        reverse: bool,
+    },
+    /// Builds a kernel; the last line printed is the image's path.
+    #[command(after_help = "Example: cargo xtask build --arch x86_64 --variant test")]
+    Build {
+        #[command(flatten)]
+        kernel: Kernel,
+    },
+    /// Boots the built kernel with a static program as its first process, console on stdout.
+    #[command(after_help = "Example: cargo xtask boot --arch x86_64 --smp 2 --init ./hello")]
+    Boot {
+        #[command(flatten)]
+        kernel: Kernel,
+        #[command(flatten)]
+        boot: BootArgs,
+    },
+    /// The main job: builds, boots the same workload under refcount and shootdown, compares.
+    #[command(after_help = "Example: cargo xtask run")]
+    Run {
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Runs every test: xtask's own, tidy, the series, the option off, the guests, the main job.
+    #[command(after_help = "Example: cargo xtask test --arch x86_64 --json results.json")]
+    Test {
+        #[command(flatten)]
+        target: Target,
+        /// Write every case to FILE.
+        #[arg(long, value_name = "FILE")]
+        json: Option<PathBuf>,
+        /// Only these stages: xtask, tidy, series, off, ktap, guests, run.
+        #[arg(long, value_name = "NAME[,NAME]", value_delimiter = ',')]
+        stage: Vec<String>,
+    },
+    /// Writes the series as mails with a cover letter, ready to be signed off and sent.
+    #[command(after_help = "Example: cargo xtask series --out mails")]
+    Series {
+        /// A folder that is not there yet.
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
+    },
+    /// Checks the fences: what may stand where, formatting, checkpatch --strict.
+    #[command(after_help = "Example: cargo xtask tidy")]
+    Tidy,
+}
+
+/// Which patches to leave out.
+#[derive(Args)]
+struct Skip {
+    /// Leave out the patches whose file names start so (to see the tests fail without them).
+    #[arg(long, value_name = "N[,N]", value_delimiter = ',')]
+    skip: Vec<String>,
+}
+
+/// Which machine, with which part of the series.
+#[derive(Args)]
+struct Target {
+    /// The architecture.
+    #[arg(long, default_value = "x86_64", env = "ARCH", hide_env_values = true)]
+    arch: String,
+    #[command(flatten)]
+    skip: Skip,
+}
+
+/// Which kernel.
+#[derive(Args)]
+struct Kernel {
+    #[command(flatten)]
+    target: Target,
+    /// A fragment in configs/variants/.
+    #[arg(long, default_value = "default")]
+    variant: String,
+}
+
+#[derive(Args)]
+struct BootArgs {
+    /// How many CPUs.
+    #[arg(long, default_value_t = 4, value_name = "N")]
+    smp: usize,
+    /// More words for the kernel's command line, such as lazy_tlb=refcount.
+    #[arg(
+        long,
+        default_value = "",
+        value_name = "STR",
+        allow_hyphen_values = true
+    )]
+    append: String,
+    /// The first process, a static program; without it, the workload of `run`.
+    #[arg(long, value_name = "FILE")]
+    init: Option<PathBuf>,
+    /// Seconds until the guest is ended.
+    #[arg(long, default_value_t = 300, value_name = "S")]
+    timeout: u64,
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse()) {
+        Ok(exit) => ExitCode::from(exit as u8),
+        Err(error) => {
+            let (exit, error) = classify(error);
+            eprintln!("error: {error:#}");
+            ExitCode::from(exit as u8)
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<Exit> {
+    let project = Project {
+        repo: project::repository(),
+        cache: Cache::of_user()?,
+        // `make LINUX=` passes an empty one.
+        linux: cli.linux.filter(|dir| !dir.as_os_str().is_empty()),
+    };
+    match cli.command {
+        Command::Setup => setup(&project)?,
+        Command::Tree { out, upto, skip } => {
+            let skip = skip.skip;
+            let selection = Selection { upto, skip };
+            let (base, series) = (project.base()?, project.series()?);
+            tree::export(&project.cache, &base, &series, &selection, &out, true)?;
+            println!("{}", out.display());
+        }
+        Command::Import { from } => tree::import(&project.repo, &from)?,
+        Command::Apply { reverse } => {
+            let dir = project.linux.as_ref().ok_or_else(|| {
+                fail(
+                    Exit::Usage,
+                    "apply to which tree?",
+                    "give it with --linux DIR",
+                )
+            })?;
+            tree::apply(&project.series()?, dir, reverse)?;
+        }
+        Command::Build { kernel } => println!("{}", build(&project, &kernel)?.display()),
+        Command::Boot { kernel, boot: args } => boot(&project, &kernel, &args)?,
+        Command::Run { target } => {
+            return compare::run(&project, arch::find(&target.arch)?, &target.skip.skip)
+        }
+        Command::Test {
+            target,
+            json,
+            stage,
+        } => {
+            let plan = testing::Plan {
+                arch: arch::find(&target.arch)?,
+                skip: &target.skip.skip,
+                stages: &stage,
+                json: json.as_deref(),
+            };
+            return testing::run(&project, &plan);
+        }
+        Command::Series { out } => {
+            let (base, series) = (project.base()?, project.series()?);
+            for mail in mail::export(&project.cache, &base, &series, &out)? {
+                println!("{}", mail.display());
+            }
+        }
+        Command::Tidy => {
+            let mut recorder = Recorder::default();
+            recorder.stage("tidy", || tidy::cases(&project));
+            return Ok(recorder.finish());
+        }
+    }
+    Ok(Exit::Ok)
+}
+
+fn setup(project: &Project) -> Result<()> {
+    let tools = setup::ensure(&project.cache)?;
+    let base = project.base()?;
+    println!(
+        "ready: Linux {}, clang {}, rustc {}, bindgen {}",
+        base.version, tools.clang_version, tools.rustc_version, tools.bindgen_version
+    );
+    Ok(())
+}
+
+fn build(project: &Project, kernel: &Kernel) -> Result<PathBuf> {
+    let arch = arch::find(&kernel.target.arch)?;
+    let shop = project.workshop(&kernel.target.skip.skip)?;
+    let build = shop.build(arch, &kernel.variant)?;
+    build.image()
+}
+
+fn boot(project: &Project, kernel: &Kernel, args: &BootArgs) -> Result<()> {
+    let arch = arch::find(&kernel.target.arch)?;
+    // Checked before the build, which takes minutes.
+    let given = match &args.init {
+        Some(file) => {
+            let program = GuestFile::program("init", file)?;
+            guest::check_init(&program.bytes, file, arch)?;
+            Some(program)
+        }
+        None => None,
+    };
+    let image = build(project, kernel)?;
+    let dir = tempfile::tempdir()?;
+    let own = dir.path().join("initramfs");
+    let initramfs: &Path = match given {
+        Some(program) => {
+            guest::write_initramfs(&own, &[program])?;
+            &own
+        }
+        None => &compare::run_initramfs(project, arch)?,
+    };
+    let limit = Duration::from_secs(args.timeout);
+    let report = Guest {
+        arch,
+        qemu: arch.qemu.into(),
+        accel: guest::accelerator(&project.cache, arch, &image)?,
+        image: &image,
+        initramfs,
+        smp: args.smp,
+        append: &args.append,
+        timeout: limit,
+        silence: guest::SILENCE.min(limit),
+        log: project
+            .cache
+            .path(format!("log/boot-{}-{}.log", arch.name, kernel.variant)),
+        echo: true,
+    }
+    .boot()?;
+    report.check()
+}

@@ -1,0 +1,163 @@
+//! What the commands share: this repository, the cache, the base tree, and what is built of them.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::Result;
+
+use crate::arch::Arch;
+use crate::base::{self, Base};
+use crate::cache::{Cache, Part};
+use crate::failure::Exit;
+use crate::kbuild::Build;
+use crate::series::{Selection, Series};
+use crate::setup::{self, Tools};
+use crate::{sh, tree};
+
+/// The command line's surroundings.
+pub struct Project {
+    /// This repository.
+    pub repo: PathBuf,
+    /// The cache.
+    pub cache: Cache,
+    /// `--linux DIR`.
+    pub linux: Option<PathBuf>,
+}
+
+/// Everything that a kernel build needs, found or made.
+pub struct Workshop<'a> {
+    project: &'a Project,
+    /// The tools.
+    pub tools: Tools,
+    /// The base tree.
+    pub base: Base,
+    /// The series.
+    pub series: Series,
+    /// Which part of it.
+    pub selection: Selection,
+    /// The patched tree.
+    pub tree: PathBuf,
+}
+
+impl Project {
+    /// The series in this repository.
+    pub fn series(&self) -> Result<Series> {
+        Series::load(&self.repo)
+    }
+
+    /// The base tree, fetched where needed.
+    pub fn base(&self) -> Result<Base> {
+        base::find(&self.cache, self.linux.as_deref())
+    }
+
+    /// Tools, base tree and patched tree.
+    pub fn workshop(&self, skip: &[String]) -> Result<Workshop<'_>> {
+        let tools = setup::ensure(&self.cache)?;
+        let base = self.base()?;
+        let series = self.series()?;
+        let selection = Selection {
+            upto: None,
+            skip: skip.to_vec(),
+        };
+        let tree = tree::patched(&self.cache, &base, &series, &selection)?;
+        Ok(Workshop {
+            project: self,
+            tools,
+            base,
+            series,
+            selection,
+            tree,
+        })
+    }
+
+    /// Compiles a first process of `guest/` as a static program.
+    pub fn guest_program(&self, arch: &Arch, name: &str) -> Result<PathBuf> {
+        let dir = self.cache.dir(format!("guest/{}", arch.name))?;
+        let program = dir.join(name);
+        let mut gcc = Command::new(arch.gcc);
+        gcc.args(["-static", "-O2", "-Wall", "-Wextra", "-pthread", "-o"])
+            .arg(&program);
+        gcc.arg(self.repo.join("guest").join(format!("{name}.c")));
+        let log = dir.join(format!("{name}.log"));
+        let remedy = "the compiler's message is in the log";
+        sh::logged(&gcc, &log, Exit::Build, remedy, |_| ())?;
+        Ok(program)
+    }
+}
+
+impl Workshop<'_> {
+    /// A build of the patched tree.
+    pub fn build<'b>(&'b self, arch: &'static Arch, variant: &'b str) -> Result<Build<'b>> {
+        self.build_of(&self.selection, self.tree.clone(), arch, variant)
+    }
+
+    /// A build of the base tree as it is.
+    pub fn build_base<'b>(&'b self, arch: &'static Arch, variant: &'b str) -> Result<Build<'b>> {
+        let none = Selection {
+            upto: Some(0),
+            skip: Vec::new(),
+        };
+        let tree = tree::patched(&self.project.cache, &self.base, &self.series, &none)?;
+        self.build_of(&none, tree, arch, variant)
+    }
+
+    fn build_of<'b>(
+        &'b self,
+        selection: &Selection,
+        tree: PathBuf,
+        arch: &'static Arch,
+        variant: &'b str,
+    ) -> Result<Build<'b>> {
+        self.project.cache.lock(Part::Trees)?;
+        self.project.cache.need_space(3, "a kernel build")?;
+        let series = self.series.select(selection)?;
+        let source = crate::kbuild::Source {
+            tree,
+            id: format!("{}{}", self.base.id, selection.suffix()),
+            origin: self.base.origin,
+            repo: self.project.repo.clone(),
+        };
+        Build::new(
+            &self.project.cache,
+            &self.tools,
+            source,
+            &series,
+            arch,
+            variant,
+        )
+    }
+
+    /// Builds the selftests with their own Makefile and returns the programs.
+    pub fn selftests(&self, arch: &Arch) -> Result<Vec<PathBuf>> {
+        let out = self.project.cache.dir(format!("selftests/{}", arch.name))?;
+        // What an older series built must not be run.
+        std::fs::remove_dir_all(&out)?;
+        std::fs::create_dir_all(&out)?;
+        let mut make = Command::new("make");
+        make.arg("-C")
+            .arg(self.tree.join("tools/testing/selftests/lazy_tlb"));
+        make.arg(format!("OUTPUT={}", out.display()));
+        make.arg(format!("CC={}", arch.gcc))
+            .arg("USERLDFLAGS=-static");
+        for name in crate::kbuild::FOREIGN {
+            make.env_remove(name);
+        }
+        let log = self.project.cache.dir("log")?.join("selftests.log");
+        let remedy = "the compiler's message is in the log";
+        sh::logged(&make, &log, Exit::Build, remedy, |_| ())?;
+        let mut programs: Vec<PathBuf> = std::fs::read_dir(&out)?
+            .flatten()
+            .map(|entry| entry.path())
+            .filter(|path| path.is_file() && path.extension().is_none())
+            .collect();
+        programs.sort();
+        Ok(programs)
+    }
+}
+
+/// The repository: cargo says where this crate is.
+pub fn repository() -> PathBuf {
+    let own = std::env::var_os("CARGO_MANIFEST_DIR")
+        .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")), PathBuf::from);
+    own.parent().map_or(own.clone(), Path::to_path_buf)
+}

@@ -1,0 +1,553 @@
+//! The patch series: its list, the patch files, and what each patch makes of a base tree.
+//!
+//! A patch file holds a message and the hunks to files of the base tree. A file that is new in
+//! the kernel stands in this repository at its final path and is whole in exactly one patch.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+
+use crate::failure::{fail, Exit};
+
+/// The list of patches, in order.
+pub const LIST: &str = "patches/series.toml";
+
+/// One entry of `series.toml`.
+#[derive(Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
+#[serde(deny_unknown_fields)]
+pub struct Entry {
+    /// The patch's file name in `patches/`.
+    pub file: String,
+    /// The new files it brings, relative to the repository's (and the kernel's) top level.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub adds: Vec<PathBuf>,
+}
+
+#[derive(Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+struct List {
+    #[serde(default)]
+    patch: Vec<Entry>,
+}
+
+/// A patch with its message and hunks.
+#[derive(Clone, Debug)]
+pub struct Patch {
+    /// The entry in the list.
+    pub entry: Entry,
+    /// One line.
+    pub subject: String,
+    /// The message below the subject.
+    pub body: String,
+    /// A git-style diff to base files; may be empty.
+    pub diff: String,
+}
+
+impl Patch {
+    /// The files of the base tree that the hunks touch.
+    pub fn touches(&self) -> Vec<PathBuf> {
+        let paths = self.diff.lines().filter_map(diff_path);
+        paths.map(PathBuf::from).collect()
+    }
+
+    /// Reads a patch file: `Subject:`, an empty line, the body, `---`, the diff.
+    pub fn parse(entry: Entry, text: &str) -> Result<Self> {
+        let bad = |what: &str| {
+            fail(
+                Exit::Patch,
+                format!("patches/{}: {what}", entry.file),
+                "a patch file is `Subject: one line`, an empty line, the message, a line `---`, \
+                 and a git diff",
+            )
+        };
+        let rest = text
+            .strip_prefix("Subject: ")
+            .ok_or_else(|| bad("no Subject line"))?;
+        let (subject, rest) = rest
+            .split_once("\n\n")
+            .ok_or_else(|| bad("no empty line after the subject"))?;
+        let rest = format!("\n{rest}");
+        let (body, diff) = rest
+            .split_once("\n---\n")
+            .ok_or_else(|| bad("no line `---`"))?;
+        if subject.contains('\n') {
+            return Err(bad("the subject is longer than a line"));
+        }
+        let (subject, body, diff) = (subject.into(), body.trim().into(), diff.into());
+        Ok(Patch {
+            entry,
+            subject,
+            body,
+            diff,
+        })
+    }
+
+    /// The patch file's text.
+    pub fn text(&self) -> String {
+        format!(
+            "Subject: {}\n\n{}\n---\n{}",
+            self.subject, self.body, self.diff
+        )
+    }
+}
+
+fn diff_path(line: &str) -> Option<&str> {
+    line.strip_prefix("diff --git a/")?
+        .split_once(" b/")
+        .map(|(path, _)| path)
+}
+
+/// The whole series and the repository that its new files are in.
+#[derive(Debug)]
+pub struct Series {
+    /// Where the new files are.
+    pub repo: PathBuf,
+    /// In order.
+    pub patches: Vec<Patch>,
+}
+
+/// Which part of a series is meant.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Selection {
+    /// Only the first so many patches.
+    pub upto: Option<usize>,
+    /// Without the patches whose file name starts with one of these.
+    pub skip: Vec<String>,
+}
+
+impl Selection {
+    /// A suffix for cache names, so that a part of the series is never taken for the whole.
+    pub fn suffix(&self) -> String {
+        let mut suffix = String::new();
+        if let Some(upto) = self.upto {
+            suffix.push_str(&format!("-upto{upto}"));
+        }
+        if !self.skip.is_empty() {
+            suffix.push_str(&format!("-skip{}", self.skip.join("+")));
+        }
+        suffix
+    }
+}
+
+impl Series {
+    /// Reads `patches/` of a repository.
+    pub fn load(repo: &Path) -> Result<Self> {
+        let path = repo.join(LIST);
+        let text = fs::read_to_string(&path).map_err(|error| {
+            fail(
+                Exit::Patch,
+                format!("failed to read {}: {error}", path.display()),
+                "restore it (`git checkout patches`)",
+            )
+        })?;
+        let list: List = toml::from_str(&text).map_err(|error| {
+            let what = format!("{}: {error}", path.display());
+            fail(Exit::Patch, what, "each [[patch]] has `file` and `adds`")
+        })?;
+        let mut patches = Vec::new();
+        for entry in list.patch {
+            let path = repo.join("patches").join(&entry.file);
+            let text = fs::read_to_string(&path).map_err(|error| {
+                fail(
+                    Exit::Patch,
+                    format!("failed to read {}: {error}", path.display()),
+                    format!("restore it, or take it out of {LIST}"),
+                )
+            })?;
+            patches.push(Patch::parse(entry, &text)?);
+        }
+        let repo = repo.to_owned();
+        Ok(Series { repo, patches })
+    }
+
+    /// The text of the list.
+    pub fn list_text(entries: Vec<Entry>) -> Result<String> {
+        let list = toml::to_string_pretty(&List { patch: entries })?;
+        Ok(format!(
+            "# The series, in order. `adds` are the new files of a patch; each stands in this\n\
+             # repository at its final path, and is in exactly one patch.\n\n{list}"
+        ))
+    }
+
+    /// The patches that are meant, in order.
+    pub fn select(&self, selection: &Selection) -> Result<Vec<&Patch>> {
+        let named = |prefix: &String| {
+            let file = |p: &Patch| p.entry.file.starts_with(prefix.as_str());
+            !prefix.is_empty() && self.patches.iter().any(file)
+        };
+        if let Some(unknown) = selection.skip.iter().find(|prefix| !named(prefix)) {
+            return Err(fail(
+                Exit::Usage,
+                format!("--skip {unknown}: no patch has a file name that starts so"),
+                format!("see {LIST} for the names"),
+            ));
+        }
+        let count = selection.upto.unwrap_or(self.patches.len());
+        if count > self.patches.len() {
+            return Err(fail(
+                Exit::Usage,
+                format!(
+                    "--upto {count}: the series has {} patches",
+                    self.patches.len()
+                ),
+                "ask for fewer",
+            ));
+        }
+        let skipped = |p: &&Patch| !selection.skip.iter().any(|s| p.entry.file.starts_with(s));
+        Ok(self.patches[..count].iter().filter(skipped).collect())
+    }
+
+    /// Every file of this repository that belongs into the kernel.
+    pub fn added(&self) -> BTreeSet<&Path> {
+        let adds = self.patches.iter().flat_map(|patch| &patch.entry.adds);
+        adds.map(PathBuf::as_path).collect()
+    }
+}
+
+/// A file's content and whether it is executable.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Content {
+    /// The bytes.
+    pub bytes: Vec<u8>,
+    /// The x bit.
+    pub executable: bool,
+}
+
+impl Content {
+    /// Reads a file; `None` where there is none.
+    pub fn read(path: &Path) -> Result<Option<Self>> {
+        match fs::metadata(path) {
+            Ok(meta) if meta.is_file() => Ok(Some(Content {
+                bytes: fs::read(path).with_context(|| format!("reading {}", path.display()))?,
+                executable: meta.permissions().mode() & 0o100 != 0,
+            })),
+            Ok(_) => anyhow::bail!("{} is not a plain file", path.display()),
+            Err(e) if matches!(e.raw_os_error(), Some(2 | 20)) => Ok(None),
+            Err(e) => Err(e).with_context(|| format!("reading {}", path.display())),
+        }
+    }
+
+    /// Writes it whole or not at all.
+    pub fn write(&self, path: &Path) -> Result<()> {
+        crate::sh::write_whole(path, &self.bytes)?;
+        if self.executable {
+            fs::set_permissions(path, fs::Permissions::from_mode(0o755))?;
+        }
+        Ok(())
+    }
+}
+
+/// Files and what they become; `None` is a file that goes away.
+pub type Changes = BTreeMap<PathBuf, Option<Content>>;
+
+/// One patch's effect.
+pub struct Step<'a> {
+    /// The patch.
+    pub patch: &'a Patch,
+    /// The files it changes or adds.
+    pub changes: Changes,
+}
+
+/// Applies patches to the files of `base` on a scratch copy and returns what each one changes.
+///
+/// Nothing outside a temporary folder is written. `reverse` takes the patches off again, last
+/// one first.
+pub fn assemble<'a>(
+    base: &Path,
+    repo: &Path,
+    patches: &[&'a Patch],
+    reverse: bool,
+) -> Result<Vec<Step<'a>>> {
+    let scratch = tempfile::tempdir().context("creating a scratch folder")?;
+    let touched: BTreeSet<PathBuf> = patches.iter().flat_map(|p| p.touches()).collect();
+    for path in &touched {
+        if let Some(content) = Content::read(&base.join(path))? {
+            content.write(&scratch.path().join(path))?;
+        }
+    }
+    let mut order: Vec<&Patch> = patches.to_vec();
+    if reverse {
+        order.reverse();
+    }
+    let mut steps = Vec::new();
+    for patch in order {
+        git_apply(scratch.path(), patch, reverse)?;
+        let mut changes = Changes::new();
+        for path in patch.touches() {
+            let content = Content::read(&scratch.path().join(&path))?;
+            changes.insert(path, content);
+        }
+        for path in &patch.entry.adds {
+            let content = Content::read(&repo.join(path))?.ok_or_else(|| {
+                fail(
+                    Exit::Patch,
+                    format!(
+                        "patches/{} adds {}, which is not here",
+                        patch.entry.file,
+                        path.display()
+                    ),
+                    format!("restore the file, or take it out of {LIST}"),
+                )
+            })?;
+            changes.insert(path.clone(), (!reverse).then_some(content));
+        }
+        steps.push(Step { patch, changes });
+    }
+    Ok(steps)
+}
+
+/// What all steps together come to.
+pub fn combined(steps: Vec<Step<'_>>) -> Changes {
+    steps.into_iter().flat_map(|step| step.changes).collect()
+}
+
+fn git_apply(dir: &Path, patch: &Patch, reverse: bool) -> Result<()> {
+    if patch.diff.is_empty() {
+        return Ok(());
+    }
+    let mut file = tempfile::NamedTempFile::new().context("creating a scratch file")?;
+    std::io::Write::write_all(&mut file, patch.diff.as_bytes())?;
+    let mut git = crate::sh::git(dir);
+    // The scratch folder may lie inside somebody's repository; git must not look for it.
+    git.env("GIT_CEILING_DIRECTORIES", dir.parent().unwrap_or(dir));
+    git.args(["apply", "--whitespace=nowarn"]);
+    if reverse {
+        git.arg("--reverse");
+    }
+    let output = git.arg(file.path()).output().context("failed to run git")?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    let remedy = if reverse {
+        "the tree does not hold this series as it is here; undo it by hand"
+    } else {
+        "use an unpatched Linux 7.3.x tree, or bring the hunk up to date in patches/"
+    };
+    Err(fail(Exit::Patch, explain(patch, &stderr), remedy))
+}
+
+/// Says which hunk of which file git stumbled over.
+fn explain(patch: &Patch, stderr: &str) -> String {
+    let name = &patch.entry.file;
+    let mut what = format!("patches/{name} does not apply: {}", stderr.trim());
+    for line in stderr.lines() {
+        let Some((path, number)) = line
+            .strip_prefix("error: patch failed: ")
+            .and_then(|place| place.rsplit_once(':'))
+        else {
+            continue;
+        };
+        let hunks = hunks_of(&patch.diff, path);
+        let starts_there = |hunk: &str| hunk_start(hunk) == number.parse().ok();
+        if let Some(index) = hunks.iter().position(|hunk| starts_there(hunk)) {
+            what.push_str(&format!(
+                "\n  hunk {} of {} in {path}: {}",
+                index + 1,
+                hunks.len(),
+                hunks[index]
+            ));
+        }
+    }
+    what
+}
+
+fn hunks_of<'a>(diff: &'a str, path: &str) -> Vec<&'a str> {
+    let mut inside = false;
+    let mut hunks = Vec::new();
+    for line in diff.lines() {
+        if let Some(other) = diff_path(line) {
+            inside = other == path;
+        } else if inside && line.starts_with("@@ -") {
+            hunks.push(line);
+        }
+    }
+    hunks
+}
+
+fn hunk_start(hunk: &str) -> Option<usize> {
+    let number = hunk.strip_prefix("@@ -")?.split([',', ' ']).next()?;
+    number.parse().ok()
+}
+
+#[cfg(test)]
+pub mod tests {
+    use super::*;
+    use crate::failure::classify;
+
+    /// A base tree of two files and a series of three patches, as small as they can be.
+    pub fn fixture() -> (tempfile::TempDir, PathBuf, PathBuf) {
+        let dir = tempfile::tempdir().unwrap();
+        let (base, repo) = (dir.path().join("base"), dir.path().join("repo"));
+        let put = |path: PathBuf, text: &str| {
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        };
+        put(
+            base.join("Makefile"),
+            "VERSION = 7\nPATCHLEVEL = 3\nSUBLEVEL = 4\nEXTRAVERSION =\n",
+        );
+        let lines = |n: usize| (1..=n).map(|i| format!("line {i}\n")).collect::<String>();
+        put(base.join("kernel/fork.c"), &lines(40));
+        put(base.join("mm/Makefile"), "obj-y := mm.o\n");
+        put(base.join("scripts/run.sh"), "#!/bin/sh\n");
+        fs::set_permissions(
+            base.join("scripts/run.sh"),
+            fs::Permissions::from_mode(0o755),
+        )
+        .unwrap();
+        put(
+            repo.join(LIST),
+            "[[patch]]\nfile = \"0001-first.patch\"\n\n\
+             [[patch]]\nfile = \"0002-second.patch\"\nadds = [\"mm/lazy_tlb/lazy_tlb.rs\"]\n\n\
+             [[patch]]\nfile = \"0003-third.patch\"\n",
+        );
+        put(repo.join("mm/lazy_tlb/lazy_tlb.rs"), "//! Ours.\n");
+        put(
+            repo.join("patches/0001-first.patch"),
+            "Subject: fork: first\n\nWhy.\n---\n\
+             diff --git a/kernel/fork.c b/kernel/fork.c\n--- a/kernel/fork.c\n+++ b/kernel/fork.c\n\
+             @@ -3,3 +3,4 @@ line 2\n line 3\n line 4\n+first\n line 5\n",
+        );
+        put(
+            repo.join("patches/0002-second.patch"),
+            "Subject: mm: second\n\nWhy not.\n---\n\
+             diff --git a/mm/Makefile b/mm/Makefile\n--- a/mm/Makefile\n+++ b/mm/Makefile\n\
+             @@ -1 +1,2 @@\n obj-y := mm.o\n+obj-y += lazy_tlb/\n",
+        );
+        put(
+            repo.join("patches/0003-third.patch"),
+            "Subject: fork: third\n\nTwo hunks.\n\nAnd two paragraphs.\n---\n\
+             diff --git a/kernel/fork.c b/kernel/fork.c\n--- a/kernel/fork.c\n+++ b/kernel/fork.c\n\
+             @@ -3,4 +3,5 @@ line 2\n line 3\n line 4\n first\n+third\n line 5\n\
+             @@ -30,3 +31,4 @@ line 29\n line 30\n line 31\n+third again\n line 32\n",
+        );
+        (dir, base, repo)
+    }
+
+    #[test]
+    fn patches_build_on_each_other() {
+        let (_dir, base, repo) = fixture();
+        let series = Series::load(&repo).unwrap();
+        let patches = series.select(&Selection::default()).unwrap();
+        let steps = assemble(&base, &repo, &patches, false).unwrap();
+        assert_eq!(steps.len(), 3);
+        let changes = combined(steps);
+        let fork = changes[Path::new("kernel/fork.c")].as_ref().unwrap();
+        let text = String::from_utf8(fork.bytes.clone()).unwrap();
+        assert!(text.contains("line 4\nfirst\nthird\nline 5\n"));
+        assert!(text.contains("line 31\nthird again\nline 32\n"));
+        let ours = changes[Path::new("mm/lazy_tlb/lazy_tlb.rs")]
+            .as_ref()
+            .unwrap();
+        assert_eq!(ours.bytes, b"//! Ours.\n");
+        assert!(
+            !fs::read_to_string(base.join("kernel/fork.c"))
+                .unwrap()
+                .contains("first"),
+            "the base is not written to"
+        );
+    }
+
+    #[test]
+    fn a_hunk_that_does_not_fit_is_named() {
+        let (_dir, base, repo) = fixture();
+        let fork = base.join("kernel/fork.c");
+        let text = fs::read_to_string(&fork)
+            .unwrap()
+            .replace("line 31", "other");
+        fs::write(&fork, text).unwrap();
+        let series = Series::load(&repo).unwrap();
+        let patches = series.select(&Selection::default()).unwrap();
+        let error = assemble(&base, &repo, &patches, false).err().unwrap();
+        let (exit, error) = classify(error);
+        let text = error.to_string();
+        assert_eq!(exit, Exit::Patch);
+        assert!(text.contains("0003-third.patch"), "{text}");
+        assert!(
+            text.contains("hunk 2 of 2 in kernel/fork.c: @@ -30,3 +31,4 @@"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn a_missing_base_file_is_named() {
+        let (_dir, base, repo) = fixture();
+        fs::remove_file(base.join("mm/Makefile")).unwrap();
+        let series = Series::load(&repo).unwrap();
+        let patches = series.select(&Selection::default()).unwrap();
+        let error = assemble(&base, &repo, &patches, false).err().unwrap();
+        let text = error.to_string();
+        assert!(
+            text.contains("0002-second.patch") && text.contains("mm/Makefile"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn a_missing_new_file_is_named() {
+        let (_dir, base, repo) = fixture();
+        fs::remove_file(repo.join("mm/lazy_tlb/lazy_tlb.rs")).unwrap();
+        let series = Series::load(&repo).unwrap();
+        let patches = series.select(&Selection::default()).unwrap();
+        let error = assemble(&base, &repo, &patches, false).err().unwrap();
+        assert!(error.to_string().contains("adds mm/lazy_tlb/lazy_tlb.rs"));
+    }
+
+    #[test]
+    fn skipping_leaves_out_hunks_and_files() {
+        let (_dir, base, repo) = fixture();
+        let series = Series::load(&repo).unwrap();
+        let skip = |names: &[&str]| Selection {
+            upto: None,
+            skip: names.iter().map(|s| s.to_string()).collect(),
+        };
+        let patches = series.select(&skip(&["0002", "0003"])).unwrap();
+        let changes = combined(assemble(&base, &repo, &patches, false).unwrap());
+        assert_eq!(changes.len(), 1);
+        assert!(series.select(&skip(&["0009"])).is_err());
+        assert!(series.select(&skip(&[""])).is_err());
+        assert_eq!(skip(&["0002", "0003"]).suffix(), "-skip0002+0003");
+    }
+
+    #[test]
+    fn upto_is_a_prefix() {
+        let (_dir, _base, repo) = fixture();
+        let series = Series::load(&repo).unwrap();
+        let upto = |n| Selection {
+            upto: Some(n),
+            skip: Vec::new(),
+        };
+        assert_eq!(series.select(&upto(2)).unwrap().len(), 2);
+        assert!(series.select(&upto(4)).is_err());
+    }
+
+    #[test]
+    fn a_patch_file_is_read_back_as_written() {
+        let (_dir, _base, repo) = fixture();
+        for patch in Series::load(&repo).unwrap().patches {
+            let path = repo.join("patches").join(&patch.entry.file);
+            assert_eq!(patch.text(), fs::read_to_string(path).unwrap());
+        }
+    }
+
+    #[test]
+    fn a_malformed_patch_file_is_refused() {
+        for text in [
+            "",
+            "Subject: a\nb\n\nc\n---\n",
+            "Subject: a\n\nb\n",
+            "a\n\nb\n---\n",
+        ] {
+            let entry = Entry {
+                file: "0001-a.patch".into(),
+                adds: Vec::new(),
+            };
+            assert!(Patch::parse(entry, text).is_err(), "{text:?}");
+        }
+    }
+}
