@@ -118,7 +118,6 @@ static inline struct mm_struct *lazy_tlb_slot_of(unsigned int cpu)
 }
 
 bool lazy_tlb_let_go(struct mm_struct *mm);
-void lazy_tlb_check(struct mm_struct *mm);
 void lazy_tlb_init(void);
 
 /* In Rust, mm/lazy_tlb/lazy_tlb.rs. */
@@ -136,6 +135,12 @@ static __always_inline bool lazy_tlb_refcounted(void)
 
 static __always_inline void lazy_tlb_publish(struct mm_struct *mm) { }
 static __always_inline void lazy_tlb_retire(void) { }
+
+static inline struct mm_struct *lazy_tlb_slot_of(unsigned int cpu)
+{
+	return NULL;
+}
+
 static inline bool lazy_tlb_let_go(struct mm_struct *mm) { return false; }
 static inline void lazy_tlb_init(void) { }
 static inline void lazy_tlb_final_drop(struct mm_struct *mm) { }

@@ -8,7 +8,6 @@
 
 use crate::policy::Policy;
 use kernel::{
-    cpumask::LiveCpumask,
     mm::lazy_tlb::FinalDrop,
     prelude::*,
     smp,
@@ -45,9 +44,5 @@ impl Policy for Shootdown {
         // its last access to the mm and its leaving, see `arch_lazy_tlb_cpumask()`: what comes
         // after this, freeing the mm, comes after that access.
         smp_mb(Full);
-
-        if cfg!(CONFIG_DEBUG_VM_SHOOT_LAZIES) {
-            smp::on_each_cpu_mask(LiveCpumask::online(), |irq| mm.check(irq));
-        }
     }
 }

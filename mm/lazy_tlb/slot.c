@@ -3,7 +3,6 @@
  * The per-CPU slot of a lazy TLB mm, and how a CPU lets go of one. What is done
  * with the slots is decided in Rust, see lazy_tlb.rs.
  */
-#include <linux/bug.h>
 #include <linux/lazy_tlb.h>
 #include <linux/lockdep.h>
 #include <linux/mm_types.h>
@@ -38,20 +37,4 @@ bool lazy_tlb_let_go(struct mm_struct *mm)
 	arch_lazy_tlb_let_go(mm);
 	lazy_tlb_retire();
 	return true;
-}
-
-/**
- * lazy_tlb_check() - complain if this CPU still uses an mm about to be freed
- * @mm: the mm, whose final drop has dealt with all CPUs
- *
- * Looks at everything that could know the mm: the task, the slot, and the
- * hardware.
- *
- * Context: Interrupts disabled.
- */
-void lazy_tlb_check(struct mm_struct *mm)
-{
-	WARN_ON_ONCE(current->active_mm == mm);
-	WARN_ON_ONCE(this_cpu_read(lazy_tlb_slot) == mm);
-	WARN_ON_ONCE(arch_lazy_tlb_loaded(mm));
 }

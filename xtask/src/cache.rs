@@ -72,7 +72,10 @@ impl Cache {
         if locks.contains_key(&part) {
             return Ok(());
         }
-        debug_assert!(locks.keys().all(|held| *held < part), "{part:?} after {locks:?}");
+        debug_assert!(
+            locks.keys().all(|held| *held < part),
+            "{part:?} after {locks:?}"
+        );
         let path = self.path(format!("lock-{part:?}").to_lowercase());
         let file = File::create(&path).with_context(|| format!("opening {}", path.display()))?;
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {

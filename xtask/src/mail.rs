@@ -26,7 +26,14 @@ pub fn export(cache: &Cache, base: &Base, series: &Series, out: &Path) -> Result
     // In the cache, so that the base's objects are linked and not copied.
     let dir = tempfile::tempdir_in(cache.dir("tree")?)?;
     let clone = dir.path().join("series");
-    tree::export(cache, base, series, &Selection::default(), &clone, false)?;
+    tree::export(
+        cache,
+        base,
+        series,
+        &Selection::default(),
+        &clone,
+        tree::Checkout::Nothing,
+    )?;
     let cover = series.repo.join(COVER);
     let mut git = sh::git(&clone);
     let (name, address) = tree::IDENTITY.split_once(" <").context("an identity")?;

@@ -202,7 +202,14 @@ fn run(cli: Cli) -> Result<Exit> {
             let skip = skip.skip;
             let selection = Selection { upto, skip };
             let (base, series) = (project.base()?, project.series()?);
-            tree::export(&project.cache, &base, &series, &selection, &out, true)?;
+            tree::export(
+                &project.cache,
+                &base,
+                &series,
+                &selection,
+                &out,
+                tree::Checkout::All,
+            )?;
             println!("{}", out.display());
         }
         Command::Import { from } => tree::import(&project.repo, &from)?,

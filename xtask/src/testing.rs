@@ -135,14 +135,21 @@ fn series(project: &Project, shop: &Workshop<'_>) -> Result<Vec<Case>> {
         &shop.series,
         &Selection::default(),
         &whole,
-        false,
+        tree::Checkout::Nothing,
     )?;
     let pristine = dir.path().join("pristine");
     let none = Selection {
         upto: Some(0),
         skip: Vec::new(),
     };
-    tree::export(cache, &shop.base, &shop.series, &none, &pristine, true)?;
+    tree::export(
+        cache,
+        &shop.base,
+        &shop.series,
+        &none,
+        &pristine,
+        tree::Checkout::Touched,
+    )?;
     cases.push(Case::of("series/git am gives the same tree", {
         git_am(&pristine, &patches, &dir.path().join("am.log")).and_then(|()| {
             let hash = |dir: &Path| sh::capture(sh::git(dir).args(["rev-parse", "HEAD^{tree}"]));

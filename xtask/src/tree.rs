@@ -157,14 +157,24 @@ fn mirror(from: &Path, to: &Path, but: &BTreeSet<PathBuf>) -> Result<()> {
     Ok(())
 }
 
-/// Makes a git repository with a commit for the base and one for each patch, checked out.
+/// Which files of an exported tree are checked out.
+pub enum Checkout {
+    /// None; its commits are what is wanted.
+    Nothing,
+    /// Only what the series touches.
+    Touched,
+    /// Every file.
+    All,
+}
+
+/// Makes a git repository with a commit for the base and one for each patch.
 pub fn export(
     cache: &Cache,
     base: &Base,
     series: &Series,
     selection: &Selection,
     out: &Path,
-    checkout: bool,
+    checkout: Checkout,
 ) -> Result<()> {
     if out.exists() && fs::read_dir(out).map_or(true, |mut dir| dir.next().is_some()) {
         return Err(fail(
@@ -196,21 +206,23 @@ pub fn export(
     let git = |args: &[&str]| sh::capture(sh::git(&part).args(args));
     git(&["remote", "remove", "origin"])?;
     git(&["tag", "base", &base_commit(&git_dir, base)?])?;
-    if checkout {
+    if let Checkout::Touched = checkout {
+        let changed = series
+            .patches
+            .iter()
+            .flat_map(|p| p.touches().into_iter().chain(p.entry.adds.clone()));
+        let patterns: Vec<String> = changed.map(|path| format!("/{}", path.display())).collect();
+        let mut sparse = vec!["sparse-checkout", "set", "--no-cone", "--"];
+        sparse.extend(patterns.iter().map(String::as_str));
+        git(&sparse)?;
+    }
+    if !matches!(checkout, Checkout::Nothing) {
         println!(
             "checking out {} patches on Linux {}",
             steps.len(),
             base.version
         );
-        git(&[
-            "-c",
-            "advice.detachedHead=false",
-            "checkout",
-            "--quiet",
-            &tip,
-            "-B",
-            BRANCH,
-        ])?;
+        git(&["checkout", "--quiet", &tip, "-B", BRANCH])?;
     }
     if out.exists() {
         fs::remove_dir(out)?;
@@ -627,13 +639,13 @@ mod tests {
         let (base, series) = (base_at(&base), Series::load(&repo).unwrap());
         let (one, two) = (dir.path().join("one"), dir.path().join("two"));
         let all = Selection::default();
-        export(&cache, &base, &series, &all, &one, true).unwrap();
+        export(&cache, &base, &series, &all, &one, Checkout::All).unwrap();
         fs::remove_dir_all(cache.path("git")).unwrap();
-        export(&cache, &base, &series, &all, &two, true).unwrap();
+        export(&cache, &base, &series, &all, &two, Checkout::All).unwrap();
         assert_eq!(head(&one, "HEAD"), head(&two, "HEAD"));
         assert_eq!(head(&one, "HEAD~3"), head(&one, "base"));
         assert!(
-            export(&cache, &base, &series, &all, &one, true).is_err(),
+            export(&cache, &base, &series, &all, &one, Checkout::All).is_err(),
             "not into a full folder"
         );
 
@@ -645,7 +657,7 @@ mod tests {
         );
         import(&once, &one).unwrap();
         let back = Series::load(&once).unwrap();
-        export(&cache, &base, &back, &all, &three, true).unwrap();
+        export(&cache, &base, &back, &all, &three, Checkout::All).unwrap();
         assert_eq!(head(&one, "HEAD"), head(&three, "HEAD"));
         import(&twice, &three).unwrap();
         assert_eq!(snapshot(&once).unwrap(), snapshot(&twice).unwrap());
@@ -664,7 +676,7 @@ mod tests {
             upto: Some(1),
             skip: Vec::new(),
         };
-        export(&cache, &base, &series, &first, &tree, true).unwrap();
+        export(&cache, &base, &series, &first, &tree, Checkout::All).unwrap();
         import(&repo, &tree).unwrap();
         assert_eq!(Series::load(&repo).unwrap().patches.len(), 1);
         assert!(!repo.join("mm/lazy_tlb/lazy_tlb.rs").exists());
@@ -677,7 +689,15 @@ mod tests {
         let cache = Cache::at(dir.path().join("cache")).unwrap();
         let (base, series) = (base_at(&base), Series::load(&repo).unwrap());
         let tree = dir.path().join("tree");
-        export(&cache, &base, &series, &Selection::default(), &tree, true).unwrap();
+        export(
+            &cache,
+            &base,
+            &series,
+            &Selection::default(),
+            &tree,
+            Checkout::All,
+        )
+        .unwrap();
         fs::write(tree.join("mm/lazy_tlb/lazy_tlb.rs"), "//! Changed.\n").unwrap();
         let mut git = sh::git(&tree);
         git.args(["-c", "user.name=a", "-c", "user.email=a@b"]);

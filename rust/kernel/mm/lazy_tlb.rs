@@ -97,17 +97,6 @@ impl FinalDrop {
         // its count would not be zero. Interrupts are disabled, as `_irq` proves.
         unsafe { bindings::lazy_tlb_let_go(self.as_raw()) }
     }
-
-    /// Warns if the calling CPU uses the mm in any way.
-    ///
-    /// Meant for `CONFIG_DEBUG_VM_SHOOT_LAZIES`, when all CPUs should have let go.
-    #[inline]
-    #[doc(alias("lazy_tlb_check"))]
-    pub fn check(&self, _irq: &LocalInterruptDisabled) {
-        // SAFETY: The mm is valid by the type invariant, and interrupts are disabled, as `_irq`
-        // proves.
-        unsafe { bindings::lazy_tlb_check(self.as_raw()) };
-    }
 }
 
 /// Counts the CPUs that are lazy on `mm` right now.

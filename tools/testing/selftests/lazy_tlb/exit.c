@@ -8,6 +8,8 @@
  */
 #include "harness.h"
 
+#include <sys/resource.h>
+
 /* What this program returns when it is exec'ed to replace a dying mm. */
 #define EXEC_ARG	"--exec-target"
 #define EXEC_CODE	42
@@ -51,6 +53,7 @@ struct job {
 	enum lazy_how how;
 	bool refcount;
 	bool exec;
+	bool unmap;		/* end by unmapping everything */
 	long tables;		/* page tables to populate first */
 	size_t table_span;	/* what one of them maps */
 };
@@ -75,6 +78,27 @@ static void populate(const struct job *job)
 		area[i * job->table_span] = 1;
 }
 
+/* Unmap the whole address space: the way back from the system call faults. */
+static void unmap_everything(void)
+{
+	const struct rlimit no_core = { 0, 0 };
+	unsigned long start, end, top = 0;
+	FILE *maps = fopen("/proc/self/maps", "r");
+	char line[512];
+
+	if (!maps)
+		lazy_fail("/proc/self/maps: %s", strerror(errno));
+	while (fgets(line, sizeof(line), maps))
+		/* Not what the kernel has mapped for everyone, at the top. */
+		if (sscanf(line, "%lx-%lx", &start, &end) == 2 &&
+		    !strstr(line, "[vsyscall]") && end > top)
+			top = end;
+	fclose(maps);
+	setrlimit(RLIMIT_CORE, &no_core);
+	syscall(SYS_munmap, 0UL, top);
+	lazy_fail("munmap of %lx bytes: %s", top, strerror(errno));
+}
+
 static void leave_lazies_and_end(const struct lazy_cpus *cpus, void *arg)
 {
 	char *const exec_argv[] = { "exit", EXEC_ARG, NULL };
@@ -93,6 +117,8 @@ static void leave_lazies_and_end(const struct lazy_cpus *cpus, void *arg)
 		execv("/proc/self/exe", exec_argv);
 		lazy_fail("exec: %s", strerror(errno));
 	}
+	if (job->unmap)
+		unmap_everything();
 }
 
 TEST_F_TIMEOUT(exit, lazies, LAZY_TIMEOUT)
@@ -118,6 +144,27 @@ TEST_F_TIMEOUT(exit, lazies_exec, LAZY_TIMEOUT)
 	for (i = 0; i < 50; i++) {
 		status = lazy_run(&self->t.cpus, leave_lazies_and_end, &job);
 		lazy_assert_exited(_metadata, status, EXEC_CODE);
+	}
+}
+
+/*
+ * With nothing mapped, exit_mmap() has nothing to flush. The threads are killed
+ * where they are and leave their CPUs lazy. Nothing but the final drop can make
+ * those let go, on any architecture.
+ */
+TEST_F_TIMEOUT(exit, nothing_mapped, LAZY_TIMEOUT)
+{
+	struct job job = {
+		.how = variant->how,
+		.refcount = self->t.refcount,
+		.unmap = true,
+	};
+	int i, status;
+
+	for (i = 0; i < 20; i++) {
+		status = lazy_run(&self->t.cpus, leave_lazies_and_end, &job);
+		ASSERT_TRUE(WIFSIGNALED(status));
+		ASSERT_EQ(SIGSEGV, WTERMSIG(status));
 	}
 }
 
