@@ -5,9 +5,14 @@
 #   make run LINUX=~/linux   the same on your own unpatched Linux 7.3.x tree
 
 ARCH ?= x86_64
-LINUX ?=
 OUT ?= mails
-export ARCH LINUX
+export ARCH
+# An empty LINUX= is none.
+ifneq ($(strip $(LINUX)),)
+export LINUX
+else
+unexport LINUX
+endif
 
 # Debian 12's own cargo is too old; its cargo-web is not.
 CARGO_LEAST := 1.85
