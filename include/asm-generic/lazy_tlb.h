@@ -15,14 +15,21 @@
  * arch_lazy_tlb_cpumask() - the CPUs whose slot the final drop has to read
  * @mm: an mm whose mm_count is zero
  *
- * Must contain every CPU whose slot holds @mm. It may contain others. A CPU
- * retires its slot before it leaves the mask, with a full barrier in between,
- * which pairs with smp_mb() in Shootdown::final_drop().
+ * Must contain every CPU that may still access @mm. It may contain others. A
+ * CPU leaves the mask only after its last access to @mm, the leaving itself
+ * excepted, with a full barrier before it or in it, which pairs with smp_mb() in
+ * FinalDrop::free(). It may retire its slot just before or after.
+ *
+ * No CPU ever leaves the mask of ARCH_LAZY_TLB_STICKY_CPUMASK.
  */
 #ifndef arch_lazy_tlb_cpumask
 static inline struct cpumask *arch_lazy_tlb_cpumask(struct mm_struct *mm)
 {
+#ifdef CONFIG_ARCH_LAZY_TLB_STICKY_CPUMASK
+	return mm_lazy_tlb_cpumask(mm);
+#else
 	return mm_cpumask(mm);
+#endif
 }
 #endif
 

@@ -26,6 +26,7 @@
  *   kthread_unuse_mm()                  publish   mm_count until mmdrop()
  *   kthread_use_mm(), exec_mmap()       retire    the caller
  *   sched_force_init_mm()               retire    -
+ *   powerpc exit_lazy_flush_tlb()       retire    who flushes
  *   lazy_tlb_let_go()                   retire    the final drop waits for it,
  *                                                 or has not happened yet
  *
@@ -35,15 +36,15 @@
  * See Documentation/mm/lazy_tlb.rst.
  */
 
+#include <linux/cpumask.h>
 #include <linux/jump_label.h>
 #include <linux/kconfig.h>
+#include <linux/mm_types.h>
 #include <linux/percpu-defs.h>
 #include <linux/smp.h>
 #include <linux/types.h>
 #include <asm/barrier.h>
 #include <asm/rwonce.h>
-
-struct mm_struct;
 
 #ifdef CONFIG_MMU_LAZY_TLB_SHOOTDOWN_RUST
 
@@ -74,12 +75,28 @@ static __always_inline bool lazy_tlb_refcounted(void)
  * mm_count itself is a chain of fully ordered operations whose last one precedes
  * the scan.
  *
+ * Nor does it weaken lazy_tlb_retire() before it, whose release it overwrites: a
+ * full barrier lies in between, smp_mb__after_spinlock() in __schedule(),
+ * exit_mm() and kthread_unuse_mm().
+ *
  * Context: Interrupts disabled.
  */
 static __always_inline void lazy_tlb_publish(struct mm_struct *mm)
 {
 	/* Read by lazy_tlb_slot_of(), after the last mmdrop(). */
 	WRITE_ONCE(*this_cpu_ptr(&lazy_tlb_slot), mm);
+
+#ifdef CONFIG_ARCH_LAZY_TLB_STICKY_CPUMASK
+	/*
+	 * Only this CPU ever sets its own bit, and nobody clears it before the
+	 * memory is an mm again: once it reads as set, there is nothing left to
+	 * do, and the line stays shared. The final drop finds the bit for the
+	 * same reason as the slot: it is set, now or earlier on this CPU, before
+	 * the reference can be dropped.
+	 */
+	if (!cpumask_test_cpu(smp_processor_id(), mm_lazy_tlb_cpumask(mm)))
+		cpumask_set_cpu(smp_processor_id(), mm_lazy_tlb_cpumask(mm));
+#endif
 }
 
 /**
@@ -111,19 +128,35 @@ static __always_inline void lazy_tlb_retire(void)
 static inline struct mm_struct *lazy_tlb_slot_of(unsigned int cpu)
 {
 	/*
-	 * Pairs with smp_store_release() in lazy_tlb_retire(): what follows, up
-	 * to freeing the mm, comes after the last access of that CPU.
+	 * Pairs with smp_store_release() in lazy_tlb_retire(), or with the full
+	 * barrier after that if this reads what was published later: what
+	 * follows, up to freeing the mm, comes after the last access of that CPU.
 	 */
 	return smp_load_acquire(per_cpu_ptr(&lazy_tlb_slot, cpu));
 }
 
 bool lazy_tlb_let_go(struct mm_struct *mm);
+bool lazy_tlb_let_go_dropped(void);
 void lazy_tlb_init(void);
+
+/* A TLB flush, sent anyway, has made this CPU let go. Needs <linux/vmstat.h>. */
+#define lazy_tlb_count_piggybacked()	count_vm_event(LAZY_TLB_PIGGYBACKED)
+
+/* In kernel/fork.c: the part of __mmdrop() that frees. */
+void lazy_tlb_free(struct mm_struct *mm);
+
+/* Mms that wait for lazy CPUs, mm/lazy_tlb/waiting.c. */
+void lazy_tlb_scan_later(unsigned int delay_ms);
+bool lazy_tlb_flush_waiting(void);
 
 /* In Rust, mm/lazy_tlb/lazy_tlb.rs. */
 void lazy_tlb_final_drop(struct mm_struct *mm);
+bool lazy_tlb_scan(void);
+void lazy_tlb_flush(void);
+size_t lazy_tlb_nr_waiting(void);
 bool lazy_tlb_select_policy(const char *name);
-bool lazy_tlb_policy_refcounts(void);
+bool lazy_tlb_policy_init(void);
+bool lazy_tlb_policy_waits(void);
 const char *lazy_tlb_policy_name(void);
 
 #else /* !CONFIG_MMU_LAZY_TLB_SHOOTDOWN_RUST */
@@ -141,8 +174,11 @@ static inline struct mm_struct *lazy_tlb_slot_of(unsigned int cpu)
 	return NULL;
 }
 
+#define lazy_tlb_count_piggybacked()	do { } while (0)
 static inline bool lazy_tlb_let_go(struct mm_struct *mm) { return false; }
 static inline void lazy_tlb_init(void) { }
+static inline bool lazy_tlb_flush_waiting(void) { return false; }
+static inline bool lazy_tlb_policy_waits(void) { return false; }
 static inline void lazy_tlb_final_drop(struct mm_struct *mm) { }
 
 #endif /* CONFIG_MMU_LAZY_TLB_SHOOTDOWN_RUST */

@@ -31,7 +31,7 @@ early_param("lazy_tlb", lazy_tlb_setup);
  */
 void __init lazy_tlb_init(void)
 {
-	if (lazy_tlb_policy_refcounts())
+	if (lazy_tlb_policy_init())
 		static_branch_enable(&lazy_tlb_refcount_key);
 
 	pr_info("policy: %s\n", lazy_tlb_policy_name());

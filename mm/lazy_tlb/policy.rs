@@ -6,6 +6,7 @@
 //! A new policy is a file of its own and a line in [`POLICIES`].
 
 use crate::{
+    defer::Defer,
     refcount::Refcount,
     shootdown::Shootdown, //
 };
@@ -26,14 +27,26 @@ pub(crate) trait Policy: Sync {
     /// Whether a lazy CPU holds a reference in `mm_count`.
     fn refcounts(&self) -> bool;
 
-    /// Makes sure that no CPU uses the mm when this returns.
+    /// Whether it waits for lazy CPUs, so that nobody should interrupt them on its behalf.
+    fn waits(&self) -> bool {
+        false
+    }
+
+    /// Frees the mm, or arranges for that, when no CPU uses it any more.
     ///
-    /// May wait for other CPUs.
-    fn final_drop(&self, mm: &FinalDrop);
+    /// Called from a task with interrupts enabled, which may hold spinlocks. May wait for other
+    /// CPUs.
+    fn final_drop(&self, mm: FinalDrop);
 }
 
 /// All policies. The first one is the default.
-static POLICIES: [&dyn Policy; 2] = [&Shootdown, &Refcount];
+static POLICIES: &[&dyn Policy] = &[
+    &Shootdown,
+    &Defer,
+    &Refcount,
+    #[cfg(CONFIG_LAZY_TLB_UNCONDITIONAL)]
+    &crate::unconditional::Unconditional,
+];
 
 /// No policy was asked for.
 const UNSET: i32 = -1;

@@ -8,7 +8,8 @@
 use crate::policy::Policy;
 use kernel::{
     mm::lazy_tlb::FinalDrop,
-    prelude::*, //
+    prelude::*,
+    warn_on, //
 };
 
 /// See the [module documentation](self).
@@ -23,6 +24,8 @@ impl Policy for Refcount {
         true
     }
 
-    /// Nothing to do: the count would not be zero if a CPU were lazy on the mm.
-    fn final_drop(&self, _mm: &FinalDrop) {}
+    /// The count would not be zero if a CPU were lazy on the mm. `__mmdrop()` does not even ask.
+    fn final_drop(&self, mm: FinalDrop) {
+        warn_on!(mm.free().is_err());
+    }
 }

@@ -38,3 +38,26 @@ bool lazy_tlb_let_go(struct mm_struct *mm)
 	lazy_tlb_retire();
 	return true;
 }
+
+/**
+ * lazy_tlb_let_go_dropped() - switch this CPU to init_mm if it is lazy on an mm
+ *			      that was dropped
+ *
+ * For a final drop that asks on behalf of many mms. The slot keeps active_mm
+ * valid, so its count can be looked at. Not for a refcounted lazy mm, whose
+ * count is not zero.
+ *
+ * Context: Interrupts disabled.
+ * Return: true if the CPU was lazy on such an mm.
+ */
+bool lazy_tlb_let_go_dropped(void)
+{
+	struct mm_struct *mm = current->active_mm;
+
+	lockdep_assert_irqs_disabled();
+
+	if (current->mm || mm == &init_mm || atomic_read(&mm->mm_count))
+		return false;
+
+	return lazy_tlb_let_go(mm);
+}

@@ -2,6 +2,7 @@
 
 #include <linux/lazy_tlb.h>
 #include <linux/mm_types.h>
+#include <linux/vmstat.h>
 #include <asm/lazy_tlb.h>
 
 #ifdef CONFIG_MMU_LAZY_TLB_SHOOTDOWN_RUST
@@ -14,5 +15,16 @@ __rust_helper struct cpumask *
 rust_helper_arch_lazy_tlb_cpumask(struct mm_struct *mm)
 {
 	return arch_lazy_tlb_cpumask(mm);
+}
+
+__rust_helper struct lazy_tlb_waiting *
+rust_helper_lazy_tlb_waiting_of(struct mm_struct *mm)
+{
+	return &mm->lazy_tlb_waiting;
+}
+
+__rust_helper void rust_helper_count_vm_events(enum vm_event_item item, long delta)
+{
+	count_vm_events(item, delta);
 }
 #endif

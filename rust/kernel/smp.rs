@@ -30,13 +30,30 @@ use crate::{
     cpu::CpuId,
     cpumask::LiveCpumask,
     interrupt::LocalInterruptDisabled,
-    prelude::*, //
+    prelude::*,
+    sync::atomic::{
+        Atomic,
+        Relaxed, //
+    }, //
 };
 
-/// What a cross-call passes to C: where to run the closure, and the closure.
+/// Where a cross-call has run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Ran {
+    /// On how many other CPUs, each of which got an IPI for it.
+    pub remote: usize,
+    /// Whether it has run on the calling CPU.
+    pub here: bool,
+}
+
+/// What a cross-call passes to C: where to run the closure, the closure, and where it has run.
 struct Call<'a, C, F> {
     cond: &'a C,
     func: &'a F,
+    /// The calling CPU, noted by `call_cond()`.
+    caller: Atomic<u32>,
+    remote: Atomic<usize>,
+    here: Atomic<usize>,
 }
 
 /// The C callback that decides whether `cpu` takes part. C calls it on the calling CPU only.
@@ -52,6 +69,9 @@ where
     // SAFETY: By the requirements of this function.
     let call = unsafe { &*info.cast::<Call<'_, C, F>>() };
 
+    // C has preemption disabled from here on until it has run the closure on this CPU, if it does.
+    call.caller.store(u32::from(CpuId::current()), Relaxed);
+
     // A CPU number that C made up would be a bug there; leave that CPU alone.
     CpuId::from_i32(cpu).is_some_and(|cpu| (call.cond)(cpu))
 }
@@ -65,19 +85,27 @@ unsafe extern "C" fn call_func<C, F>(info: *mut c_void)
 where
     F: Fn(&LocalInterruptDisabled) + Sync,
 {
-    // SAFETY: By the requirements of this function. `C` need not be `Sync`, since only `func` is
+    // SAFETY: By the requirements of this function. `C` need not be `Sync`, since `cond` is not
     // used here.
-    let func = unsafe { (*info.cast::<Call<'_, C, F>>()).func };
+    let call = unsafe { &*info.cast::<Call<'_, C, F>>() };
+
+    // Relaxed is enough here: `caller` was stored before the call, and the counts are read after
+    // it, which C orders, see the module documentation.
+    if u32::from(CpuId::current()) == call.caller.load(Relaxed) {
+        call.here.fetch_add(1, Relaxed);
+    } else {
+        call.remote.fetch_add(1, Relaxed);
+    }
 
     // SAFETY: By the requirements of this function.
-    func(unsafe { LocalInterruptDisabled::assume_disabled() });
+    (call.func)(unsafe { LocalInterruptDisabled::assume_disabled() });
 }
 
 /// Runs `func` on the online CPUs of `mask` for which `cond` holds, and waits for all of them.
 ///
 /// `cond` is called on the calling CPU, once for each candidate, right before the IPIs are sent.
 /// A CPU for which it returns `false` is not disturbed. If no CPU is left, no IPI is sent. When
-/// the calling CPU takes part, it runs `func` itself, without an IPI.
+/// the calling CPU takes part, it runs `func` itself, without an IPI. Returns where `func` has run.
 ///
 /// `mask` may change concurrently. A CPU that is added to it late may be missed.
 ///
@@ -100,7 +128,7 @@ where
 /// let first = CpuId::from_u32(0).ok_or(EINVAL)?;
 ///
 /// // Only on the first CPU.
-/// smp::on_each_cpu_cond_mask(
+/// let ran = smp::on_each_cpu_cond_mask(
 ///     |cpu| cpu == first,
 ///     |_irq| {
 ///         runs.fetch_add(1, Relaxed);
@@ -108,9 +136,10 @@ where
 ///     LiveCpumask::online(),
 /// );
 /// assert_eq!(runs.load(Relaxed), 1);
+/// assert_eq!(ran.remote + usize::from(ran.here), 1);
 ///
 /// // On none at all.
-/// smp::on_each_cpu_cond_mask(
+/// let ran = smp::on_each_cpu_cond_mask(
 ///     |_cpu| false,
 ///     |_irq| {
 ///         runs.fetch_add(1, Relaxed);
@@ -118,10 +147,11 @@ where
 ///     LiveCpumask::online(),
 /// );
 /// assert_eq!(runs.load(Relaxed), 1);
+/// assert_eq!(ran, smp::Ran::default());
 /// # Ok::<(), Error>(())
 /// ```
 #[doc(alias("smp_call_function_many_cond"))]
-pub fn on_each_cpu_cond_mask<C, F>(cond: C, func: F, mask: &LiveCpumask)
+pub fn on_each_cpu_cond_mask<C, F>(cond: C, func: F, mask: &LiveCpumask) -> Ran
 where
     C: Fn(CpuId) -> bool,
     F: Fn(&LocalInterruptDisabled) + Sync,
@@ -129,6 +159,9 @@ where
     let call = Call {
         cond: &cond,
         func: &func,
+        caller: Atomic::new(0),
+        remote: Atomic::new(0),
+        here: Atomic::new(0),
     };
 
     // SAFETY: `wait` is true, so C does not use `call` after this returns, and `mask` is a valid
@@ -143,11 +176,17 @@ where
             mask.as_raw(),
         )
     };
+
+    Ran {
+        remote: call.remote.load(Relaxed),
+        here: call.here.load(Relaxed) != 0,
+    }
 }
 
 /// Runs `func` on every online CPU of `mask`, and waits for all of them.
 ///
-/// When the calling CPU is in `mask`, it runs `func` itself, without an IPI.
+/// When the calling CPU is in `mask`, it runs `func` itself, without an IPI. Returns where `func`
+/// has run.
 ///
 /// See the [module documentation](self) for the context this may be called from.
 ///
@@ -171,17 +210,18 @@ where
 /// });
 /// assert_eq!(runs.load(Relaxed), LiveCpumask::online().weight());
 /// ```
-pub fn on_each_cpu_mask<F>(mask: &LiveCpumask, func: F)
+pub fn on_each_cpu_mask<F>(mask: &LiveCpumask, func: F) -> Ran
 where
     F: Fn(&LocalInterruptDisabled) + Sync,
 {
-    on_each_cpu_cond_mask(|_| true, func, mask);
+    on_each_cpu_cond_mask(|_| true, func, mask)
 }
 
 /// Runs `func` on every online CPU of `mask` but the calling one, and waits for all of them.
 ///
 /// This is C's `smp_call_function_many()` with `wait`, except that preemption need not be
-/// disabled: which CPU is the calling one is decided after C has disabled it.
+/// disabled: which CPU is the calling one is decided after C has disabled it. Returns where `func`
+/// has run.
 ///
 /// See the [module documentation](self) for the context this may be called from.
 ///
@@ -205,9 +245,9 @@ where
 /// assert_eq!(runs.load(Relaxed) + 1, LiveCpumask::online().weight());
 /// ```
 #[doc(alias("smp_call_function_many"))]
-pub fn call_function_many<F>(mask: &LiveCpumask, func: F)
+pub fn call_function_many<F>(mask: &LiveCpumask, func: F) -> Ran
 where
     F: Fn(&LocalInterruptDisabled) + Sync,
 {
-    on_each_cpu_cond_mask(|cpu| cpu != CpuId::current(), func, mask);
+    on_each_cpu_cond_mask(|cpu| cpu != CpuId::current(), func, mask)
 }

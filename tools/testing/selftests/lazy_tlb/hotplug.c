@@ -5,6 +5,9 @@
  */
 #include "harness.h"
 
+#include <signal.h>
+#include <sys/prctl.h>
+
 FIXTURE(hotplug)
 {
 	struct lazy_test t;
@@ -39,31 +42,49 @@ static bool set_online(int cpu, bool online)
 	return lazy_write_file(path, online ? "1" : "0");
 }
 
-FIXTURE_SETUP(hotplug)
+static void setup(struct __test_metadata *_metadata, struct lazy_test *t,
+		  struct lazy_cpus *can)
 {
 	char path[64];
 	int i, cpu;
 
-	lazy_setup(_metadata, &self->t, true);
+	lazy_setup(_metadata, t, true);
 	if (_metadata->exit_code)
 		return;
-	for (i = 1; i < self->t.cpus.nr; i++) {
-		cpu = self->t.cpus.cpu[i];
+	for (i = 1; i < t->cpus.nr; i++) {
+		cpu = t->cpus.cpu[i];
 		snprintf(path, sizeof(path), "/sys/devices/system/cpu/cpu%d/online", cpu);
 		if (!access(path, W_OK))
-			self->can.cpu[self->can.nr++] = cpu;
+			can->cpu[can->nr++] = cpu;
 	}
-	if (!self->can.nr)
+	if (!can->nr)
 		SKIP(return, "no CPU can be taken offline");
+}
+
+static void teardown(struct __test_metadata *_metadata, const struct lazy_test *t,
+		     const struct lazy_cpus *can)
+{
+	int i;
+
+	for (i = 0; i < can->nr; i++)
+		EXPECT_TRUE(set_online(can->cpu[i], true));
+	lazy_teardown(_metadata, t);
+}
+
+/* Every CPU at least twice, but not hours on a large machine. */
+static int rounds(const struct lazy_cpus *can)
+{
+	return 2 * (can->nr < 8 ? can->nr : 8);
+}
+
+FIXTURE_SETUP(hotplug)
+{
+	setup(_metadata, &self->t, &self->can);
 }
 
 FIXTURE_TEARDOWN(hotplug)
 {
-	int i;
-
-	for (i = 0; i < self->can.nr; i++)
-		EXPECT_TRUE(set_online(self->can.cpu[i], true));
-	lazy_teardown(_metadata, &self->t);
+	teardown(_metadata, &self->t, &self->can);
 }
 
 struct job {
@@ -100,11 +121,9 @@ static void offline_and_end(const struct lazy_cpus *cpus, void *arg)
 TEST_F_TIMEOUT(hotplug, offline_lazy, LAZY_TIMEOUT)
 {
 	struct job job = { .how = variant->how, .refcount = self->t.refcount };
-	int i, rounds, status;
+	int i, status;
 
-	/* Every CPU at least twice, but not hours on a large machine. */
-	rounds = 2 * (self->can.nr < 8 ? self->can.nr : 8);
-	for (i = 0; i < rounds; i++) {
+	for (i = 0; i < rounds(&self->can); i++) {
 		job.victim = self->can.cpu[i / 2 % self->can.nr];
 		job.back = i & 1;
 		status = lazy_run(&self->t.cpus, offline_and_end, &job);
@@ -112,6 +131,107 @@ TEST_F_TIMEOUT(hotplug, offline_lazy, LAZY_TIMEOUT)
 		if (!job.back)
 			ASSERT_TRUE(set_online(job.victim, true));
 	}
+}
+
+/* CPUs come and go while processes on all of them fork, roam and exit. */
+FIXTURE(hotplug_churn)
+{
+	struct lazy_test t;
+	struct lazy_cpus can;
+	struct tally *tally;
+};
+
+/* Shared by all processes. */
+struct tally {
+	atomic_long exits;
+	atomic_bool stop;
+};
+
+FIXTURE_SETUP(hotplug_churn)
+{
+	setup(_metadata, &self->t, &self->can);
+	self->tally = mmap(NULL, sizeof(*self->tally), PROT_READ | PROT_WRITE,
+			   MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	ASSERT_NE(MAP_FAILED, self->tally);
+}
+
+FIXTURE_TEARDOWN(hotplug_churn)
+{
+	teardown(_metadata, &self->t, &self->can);
+}
+
+/* If the CPU is offline, the process stays where it is, which is as good. */
+static void go_somewhere(const struct lazy_cpus *cpus, unsigned int *seed)
+{
+	lazy_pin(0, cpus->cpu[lazy_random(seed) % cpus->nr]);
+}
+
+static void fork_roam_exit(const struct lazy_cpus *cpus, unsigned int seed,
+			   struct tally *tally)
+{
+	int i, status;
+	pid_t pid;
+
+	/* A test that was given up must not go on churning. */
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	while (!atomic_load(&tally->stop)) {
+		go_somewhere(cpus, &seed);
+		pid = fork();
+		if (!pid) {
+			for (i = 0; i < 3; i++)
+				go_somewhere(cpus, &seed);
+			_exit(0);
+		}
+		if (pid < 0 || waitpid(pid, &status, 0) != pid)
+			lazy_fail("fork or waitpid: %s", strerror(errno));
+		if (status)
+			lazy_fail("a child ended with %#x", status);
+		atomic_fetch_add(&tally->exits, 1);
+	}
+	_exit(0);
+}
+
+TEST_F_TIMEOUT(hotplug_churn, fork_roam_exit, LAZY_TIMEOUT)
+{
+	struct tally *tally = self->tally;
+	long seen, exits[2] = { 0 };
+	int i, online, cpu, status;
+	double limit;
+	pid_t pid;
+
+	for (i = 0; i < self->t.cpus.nr; i++) {
+		pid = fork();
+		ASSERT_LE(0, pid);
+		if (!pid)
+			fork_roam_exit(&self->t.cpus, self->t.seed + i, tally);
+	}
+
+	for (i = 0; i < rounds(&self->can); i++) {
+		cpu = self->can.cpu[i % self->can.nr];
+		for (online = 0; online < 2; online++) {
+			seen = atomic_load(&tally->exits);
+			ASSERT_TRUE(set_online(cpu, online))
+				TH_LOG("CPU %d: %s", cpu, strerror(errno));
+			/* Some must have exited meanwhile and since. */
+			limit = lazy_now() + 30;
+			do {
+				lazy_sleep_us(20000);
+				pid = waitpid(-1, &status, WNOHANG);
+				ASSERT_EQ(0, pid)
+					TH_LOG("process %d ended with %#x", pid, status);
+			} while (atomic_load(&tally->exits) < seen + 10 &&
+				 lazy_now() < limit);
+			exits[online] += atomic_load(&tally->exits) - seen;
+			ASSERT_LE(seen + 10, atomic_load(&tally->exits));
+		}
+	}
+	atomic_store(&tally->stop, true);
+	for (i = 0; i < self->t.cpus.nr; i++) {
+		ASSERT_LT(0, wait(&status));
+		lazy_assert_exited(_metadata, status, 0);
+	}
+	TH_LOG("%ld exits while CPUs left or were away, %ld while they came back",
+	       exits[0], exits[1]);
 }
 
 TEST_HARNESS_MAIN

@@ -208,6 +208,15 @@ static inline bool lazy_wait(long want, long timeout_ms, struct lazy_self *s)
 	return false;
 }
 
+/* One of the counters that /proc/vmstat has, lazy_tlb_... among them. */
+static inline bool lazy_vmstat(const char *key, long *value)
+{
+	char buf[32768];
+
+	return lazy_read_file("/proc/vmstat", buf, sizeof(buf)) &&
+	       lazy_field(buf, key, value);
+}
+
 /* ---- CPUs ------------------------------------------------------------ */
 
 static inline bool lazy_pin(pid_t tid, int cpu)
