@@ -1,13 +1,17 @@
 # The host side's front door. It only sees to it that there is a cargo; the rest is `cargo xtask`.
 #
 #   make run                 set up, build, boot under both policies, print the table
-#   make test                set up, run every test
+#   make test                set up, run every test on every architecture
+#   make test ARCH=s390      the same on one: x86_64, arm64, s390, powerpc (or powerpc-hash)
 #   make run LINUX=~/linux   the same on your own unpatched Linux 7.3.x tree
 
-ARCH ?= x86_64
 OUT ?= mails
+# Without ARCH, `run` is x86_64's, `setup` and `test` are for all. An empty ARCH= or LINUX= is none.
+ifneq ($(strip $(ARCH)),)
 export ARCH
-# An empty LINUX= is none.
+else
+unexport ARCH
+endif
 ifneq ($(strip $(LINUX)),)
 export LINUX
 else

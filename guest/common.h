@@ -35,6 +35,22 @@ static inline void guest_mount(const char *type, const char *dir)
 		guest_problem("mount %s on %s: %s", type, dir, strerror(errno));
 }
 
+/* Where an architecture has several, the kernel names the one it runs. */
+static inline void guest_mmu(void)
+{
+	FILE *file = fopen("/proc/cpuinfo", "r");
+	char line[256], mmu[64];
+
+	while (file && fgets(line, sizeof(line), file)) {
+		if (sscanf(line, "MMU : %63s", mmu) != 1)
+			continue;
+		guest_line("lazy-tlb-guest: mmu=%s", mmu);
+		break;
+	}
+	if (file)
+		fclose(file);
+}
+
 static inline void guest_start(void)
 {
 	int fd;
@@ -59,6 +75,7 @@ static inline void guest_start(void)
 	guest_mount("debugfs", "/sys/kernel/debug");
 	guest_mount("tmpfs", "/tmp");
 	guest_line("lazy-tlb-guest: cpus=%ld", sysconf(_SC_NPROCESSORS_ONLN));
+	guest_mmu();
 }
 
 static inline void guest_end(void)

@@ -20,11 +20,24 @@ pub const NETWORK_REMEDY: &str =
 /// An apt configuration that sees other suites than the machine's own.
 pub struct Suites {
     config: PathBuf,
+    /// The last suite of the list.
+    last: String,
 }
 
 impl Suites {
     /// Writes the configuration for `suites` below the cache and fetches their lists.
     pub fn open(cache: &Cache, suites: &[&str]) -> Result<Self> {
+        Self::with_status(cache, suites, false)
+    }
+
+    /// The machine's own release and its backports, over what is installed here, so that packages
+    /// can be installed from there without a change to the machine's own sources.
+    pub fn backports(cache: &Cache) -> Result<Self> {
+        let own = codename()?;
+        Self::with_status(cache, &[&own, &format!("{own}-backports")], true)
+    }
+
+    fn with_status(cache: &Cache, suites: &[&str], installed: bool) -> Result<Self> {
         let name = format!("apt/{}", suites.join("+"));
         let dir = cache.dir(&name)?;
         for sub in ["sources", "lists/partial", "cache/archives/partial"] {
@@ -36,21 +49,24 @@ impl Suites {
             suites,
         )?;
         sh::write_whole(&dir.join("sources/archive.sources"), sources.as_bytes())?;
-        sh::write_whole(&dir.join("status"), b"")?;
         let config = dir.join("apt.conf");
         let path = dir.display();
         // apt drops to its own user, who cannot write here, unless told not to.
-        let text = format!(
+        let mut text = format!(
             "Dir::Etc::SourceList \"{path}/none.list\";\n\
              Dir::Etc::SourceParts \"{path}/sources/\";\n\
              Dir::State::Lists \"{path}/lists\";\n\
-             Dir::State::status \"{path}/status\";\n\
              Dir::Cache \"{path}/cache\";\n\
              APT::Sandbox::User \"\";\n\
              Acquire::Languages \"none\";\n"
         );
+        if !installed {
+            sh::write_whole(&dir.join("status"), b"")?;
+            text.push_str(&format!("Dir::State::status \"{path}/status\";\n"));
+        }
         sh::write_whole(&config, text.as_bytes())?;
-        let suites = Suites { config };
+        let last = suites.last().copied().unwrap_or_default().to_owned();
+        let suites = Suites { config, last };
         let mut update = suites.command("apt-get");
         update.args(["update", "-q"]);
         sh::logged(
@@ -61,6 +77,14 @@ impl Suites {
             |_| (),
         )?;
         Ok(suites)
+    }
+
+    /// Installs packages, `name=version` each, from these suites.
+    pub fn install(&self, packages: &[String], log_dir: &Path) -> Result<()> {
+        let mut apt = as_root("apt-get")?;
+        // Through sudo no variable gets there. What the packages depend on is in the last suite.
+        apt.arg("-c").arg(&self.config).arg("-t").arg(&self.last);
+        install_with(apt, packages, log_dir)
     }
 
     fn command(&self, program: &str) -> Command {
@@ -356,7 +380,10 @@ pub fn update(log_dir: &Path) -> Result<()> {
 
 /// Installs packages of the machine's own suites.
 pub fn install(packages: &[String], log_dir: &Path) -> Result<()> {
-    let mut apt = as_root("apt-get")?;
+    install_with(as_root("apt-get")?, packages, log_dir)
+}
+
+fn install_with(mut apt: Command, packages: &[String], log_dir: &Path) -> Result<()> {
     apt.env("DEBIAN_FRONTEND", "noninteractive");
     apt.args(["install", "-q", "-y", "--no-install-recommends"])
         .args(packages);

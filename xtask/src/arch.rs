@@ -1,16 +1,23 @@
-//! What differs between architectures on the host side.
+//! What differs between architectures, and between their guests, on the host side.
 
 use crate::failure::{fail, Exit};
+
+/// What `--arch` says for every guest.
+pub const ALL: &str = "all";
 
 /// One architecture.
 #[derive(Debug)]
 pub struct Arch {
     /// As `--arch` and kbuild's `ARCH=` have it.
     pub name: &'static str,
+    /// As rustc calls the machine, which tells whether this one is of it.
+    pub machine_name: &'static str,
     /// The bootable image, relative to the build folder.
     pub image: &'static str,
     /// The emulator.
     pub qemu: &'static str,
+    /// The packages that may bring it, the first that is on offer being taken.
+    pub qemu_packages: &'static [&'static str],
     /// Its arguments besides the accelerator, the CPUs and the image.
     pub machine: &'static [&'static str],
     /// The CPU model, emulated.
@@ -21,27 +28,189 @@ pub struct Arch {
     pub elf_machine: u16,
     /// The compiler for static guest programs.
     pub gcc: &'static str,
+    /// The packages that bring it with a C library.
+    pub gcc_packages: &'static [&'static str],
+    /// The rustc that scripts/min-tool-version.sh of the kernel asks for.
+    pub least_rustc: [u64; 3],
 }
 
-const ARCHES: [Arch; 1] = [Arch {
-    name: "x86_64",
-    image: "arch/x86/boot/bzImage",
-    qemu: "qemu-system-x86_64",
-    machine: &["-machine", "q35"],
-    cpu: "max",
-    console: "ttyS0",
-    elf_machine: object::elf::EM_X86_64,
-    gcc: "gcc",
-}];
+/// The architectures. The order is that of the builds in `test`.
+pub static ARCHES: [Arch; 4] = [
+    Arch {
+        name: "x86_64",
+        machine_name: "x86_64",
+        image: "arch/x86/boot/bzImage",
+        qemu: "qemu-system-x86_64",
+        qemu_packages: &["qemu-system-x86"],
+        machine: &["-machine", "q35"],
+        cpu: "max",
+        console: "ttyS0",
+        elf_machine: object::elf::EM_X86_64,
+        gcc: "gcc",
+        gcc_packages: &["gcc", "libc6-dev"],
+        least_rustc: [1, 85, 0],
+    },
+    Arch {
+        name: "arm64",
+        machine_name: "aarch64",
+        image: "arch/arm64/boot/Image",
+        qemu: "qemu-system-aarch64",
+        qemu_packages: &["qemu-system-arm"],
+        machine: &["-machine", "virt"],
+        cpu: "max",
+        console: "ttyAMA0",
+        elf_machine: object::elf::EM_AARCH64,
+        gcc: "aarch64-linux-gnu-gcc",
+        gcc_packages: &["gcc-aarch64-linux-gnu", "libc6-dev-arm64-cross"],
+        least_rustc: [1, 85, 0],
+    },
+    Arch {
+        name: "s390",
+        machine_name: "s390x",
+        image: "arch/s390/boot/bzImage",
+        qemu: "qemu-system-s390x",
+        // Debian moved it between packages.
+        qemu_packages: &["qemu-system-s390x", "qemu-system-misc"],
+        machine: &["-machine", "s390-ccw-virtio"],
+        cpu: "max",
+        console: "ttyS0",
+        elf_machine: object::elf::EM_S390,
+        gcc: "s390x-linux-gnu-gcc",
+        gcc_packages: &["gcc-s390x-linux-gnu", "libc6-dev-s390x-cross"],
+        least_rustc: [1, 96, 0],
+    },
+    Arch {
+        name: "powerpc",
+        machine_name: "powerpc64",
+        image: "vmlinux",
+        qemu: "qemu-system-ppc64",
+        qemu_packages: &["qemu-system-ppc"],
+        machine: &["-machine", "pseries"],
+        cpu: "power9",
+        console: "hvc0",
+        elf_machine: object::elf::EM_PPC64,
+        gcc: "powerpc64le-linux-gnu-gcc",
+        gcc_packages: &["gcc-powerpc64le-linux-gnu", "libc6-dev-ppc64el-cross"],
+        least_rustc: [1, 95, 0],
+    },
+];
+
+/// An architecture in one of its MMU modes: what `test` boots.
+#[derive(Debug)]
+pub struct Kind {
+    /// Its name in test cases.
+    pub name: &'static str,
+    /// The architecture's name.
+    arch: &'static str,
+    /// What the kernel's command line says for it.
+    pub append: &'static str,
+    /// The MMU that /proc/cpuinfo must name, where there are several.
+    pub mmu: Option<&'static str>,
+}
+
+/// The guests, those of one architecture side by side.
+pub static KINDS: [Kind; 5] = [
+    Kind::plain("x86_64"),
+    Kind::plain("arm64"),
+    Kind {
+        // QEMU 7.2 may deadlock when CPUs come and go, see CAVEATS.md.
+        append: "LAZY_TLB_SKIP=hotplug",
+        ..Kind::plain("s390")
+    },
+    Kind {
+        name: "powerpc-radix",
+        arch: "powerpc",
+        append: "",
+        mmu: Some("Radix"),
+    },
+    Kind {
+        name: "powerpc-hash",
+        arch: "powerpc",
+        append: "disable_radix",
+        mmu: Some("Hash"),
+    },
+];
+
+impl Kind {
+    const fn plain(name: &'static str) -> Self {
+        Kind {
+            name,
+            arch: name,
+            append: "",
+            mmu: None,
+        }
+    }
+
+    /// Its architecture.
+    pub fn arch(&self) -> &'static Arch {
+        let mut arches = ARCHES.iter();
+        let found = arches.find(|arch| arch.name == self.arch);
+        found.expect("every guest is of an architecture in the table")
+    }
+}
 
 /// The architecture of that name.
 pub fn find(name: &str) -> anyhow::Result<&'static Arch> {
-    ARCHES.iter().find(|arch| arch.name == name).ok_or_else(|| {
-        let known: Vec<&str> = ARCHES.iter().map(|arch| arch.name).collect();
-        fail(
-            Exit::Usage,
-            format!("unknown architecture {name}"),
-            format!("use one of: {}", known.join(", ")),
-        )
-    })
+    let known = || ARCHES.iter().map(|arch| arch.name).collect();
+    ARCHES
+        .iter()
+        .find(|arch| arch.name == name)
+        .ok_or_else(|| unknown(name, known()))
+}
+
+/// The guests that a name means: all, those of an architecture, or one.
+pub fn kinds(name: &str) -> anyhow::Result<Vec<&'static Kind>> {
+    let meant = |kind: &&Kind| name == ALL || kind.arch == name || kind.name == name;
+    let found: Vec<&Kind> = KINDS.iter().filter(meant).collect();
+    if found.is_empty() {
+        let known = ARCHES.iter().map(|arch| arch.name).chain([ALL]).collect();
+        return Err(unknown(name, known));
+    }
+    Ok(found)
+}
+
+/// The architectures of some guests, each once.
+pub fn of_kinds(kinds: &[&Kind]) -> Vec<&'static Arch> {
+    let used = |arch: &&Arch| kinds.iter().any(|kind| kind.arch == arch.name);
+    ARCHES.iter().filter(used).collect()
+}
+
+fn unknown(name: &str, known: Vec<&str>) -> anyhow::Error {
+    fail(
+        Exit::Usage,
+        format!("unknown architecture {name}"),
+        format!("use one of: {}", known.join(", ")),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::failure::classify;
+
+    fn names(name: &str) -> Vec<&str> {
+        kinds(name).unwrap().iter().map(|kind| kind.name).collect()
+    }
+
+    #[test]
+    fn an_architecture_is_its_guests() {
+        assert_eq!(names(ALL).len(), KINDS.len());
+        assert_eq!(names("s390"), ["s390"]);
+        assert_eq!(names("powerpc"), ["powerpc-radix", "powerpc-hash"]);
+        assert_eq!(names("powerpc-hash"), ["powerpc-hash"]);
+        assert_eq!(of_kinds(&kinds("powerpc").unwrap()).len(), 1);
+        for kind in &KINDS {
+            assert!(ARCHES.iter().any(|arch| arch.name == kind.arch().name));
+        }
+    }
+
+    #[test]
+    fn an_unknown_architecture_is_named_with_the_known_ones() {
+        for error in [find("vax").unwrap_err(), kinds("vax").unwrap_err()] {
+            let (exit, error) = classify(error);
+            assert_eq!(exit, Exit::Usage);
+            let text = error.to_string();
+            assert!(text.contains("vax") && text.contains("s390"), "{text}");
+        }
+    }
 }

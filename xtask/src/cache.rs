@@ -1,9 +1,9 @@
 //! The cache folder: where it is, who may write to it, and whether it has room.
 
-use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 
 use anyhow::{Context, Result};
 use rustix::fs::{flock, statvfs, FlockOperation};
@@ -26,7 +26,7 @@ pub enum Part {
 /// `$XDG_CACHE_HOME/lazy-tlb`: everything downloaded or built.
 pub struct Cache {
     root: PathBuf,
-    locks: RefCell<BTreeMap<Part, File>>,
+    locks: Mutex<BTreeMap<Part, File>>,
 }
 
 impl Cache {
@@ -50,7 +50,7 @@ impl Cache {
     /// A cache in a given folder.
     pub fn at(root: PathBuf) -> Result<Self> {
         fs::create_dir_all(&root).with_context(|| format!("creating {}", root.display()))?;
-        let locks = RefCell::default();
+        let locks = Mutex::default();
         Ok(Cache { root, locks })
     }
 
@@ -68,7 +68,7 @@ impl Cache {
 
     /// Keeps other runs out of a part until this process ends; waits for one that is in.
     pub fn lock(&self, part: Part) -> Result<()> {
-        let mut locks = self.locks.borrow_mut();
+        let mut locks = self.locks.lock().expect("no holder panics");
         if locks.contains_key(&part) {
             return Ok(());
         }

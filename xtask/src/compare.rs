@@ -82,7 +82,7 @@ pub fn boot(
             initramfs: &initramfs,
             smp: 4,
             append: &append,
-            timeout: Duration::from_secs(300),
+            timeout: Duration::from_secs(600),
             silence: guest::SILENCE,
             log: project
                 .cache
@@ -194,7 +194,7 @@ fn check_lazies(result: &Results) -> Result<()> {
 
 /// `run` itself: the guests, the table, the verdict.
 pub fn run(project: &Project, arch: &'static Arch, skip: &[String]) -> Result<Exit> {
-    let shop = project.workshop(skip)?;
+    let shop = project.workshop(skip, &[arch])?;
     let image = shop.build(arch, "default")?.image()?;
     let accel = guest::accelerator(&project.cache, arch, &image)?;
     let results = boot(project, arch, &image, &accel)?;

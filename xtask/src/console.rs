@@ -102,6 +102,20 @@ impl Report {
         lines.collect()
     }
 
+    /// Whether it ran the MMU mode that it was booted for.
+    pub fn check_mmu(&self, wanted: &str) -> Result<()> {
+        let said = self.values("lazy-tlb-guest").remove("mmu");
+        if said.as_deref() == Some(wanted) {
+            return Ok(());
+        }
+        let found = said.map_or("names none".to_owned(), |mmu| format!("is {mmu}"));
+        Err(fail(
+            Exit::Guest,
+            format!("the guest's MMU {found}, {wanted} was asked for"),
+            format!("see the console: {}", self.log.display()),
+        ))
+    }
+
     /// Whether it finished in good order, saying that all is well.
     pub fn finished(&self) -> bool {
         let powered_off = [
@@ -274,6 +288,18 @@ mod tests {
     const WARN: &str = include_str!("../tests/consoles/warn.log");
     const HANG: &str = include_str!("../tests/consoles/hang.log");
     const ONE_CPU: &str = include_str!("../tests/consoles/one-cpu.log");
+
+    #[test]
+    fn another_mmu_than_asked_for_is_a_failure() {
+        let report = |text: &str| Report::new(text.into(), End::Exited, 4, Path::new("gone"));
+        let radix = report("lazy-tlb-guest: cpus=4\nlazy-tlb-guest: mmu=Radix\n");
+        radix.check_mmu("Radix").unwrap();
+        let text = radix.check_mmu("Hash").unwrap_err().to_string();
+        assert!(text.contains("Radix") && text.contains("Hash"), "{text}");
+        let none = report("lazy-tlb-guest: cpus=4\n");
+        let text = none.check_mmu("Hash").unwrap_err().to_string();
+        assert!(text.contains("names none"), "{text}");
+    }
 
     #[test]
     fn a_good_console_passes() {

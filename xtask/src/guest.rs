@@ -47,7 +47,8 @@ pub struct Guest<'a> {
 }
 
 impl Guest<'_> {
-    fn command(&self) -> Command {
+    /// The emulator with its arguments.
+    pub fn command(&self) -> Command {
         let mut qemu = Command::new(&self.qemu);
         let cpu = if self.accel == "kvm" {
             "host"
@@ -276,7 +277,7 @@ pub fn accelerator(cache: &Cache, arch: &'static Arch, image: &Path) -> Result<S
     if let Some(accel) = std::env::var_os("LAZY_TLB_ACCEL") {
         return Ok(accel.to_string_lossy().into_owned());
     }
-    let own = arch.name == std::env::consts::ARCH;
+    let own = arch.machine_name == std::env::consts::ARCH;
     if !own
         || File::options()
             .read(true)

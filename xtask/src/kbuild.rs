@@ -92,6 +92,7 @@ impl<'a> Build<'a> {
                 format!("use one of: {}", known.join(", ")),
             ));
         }
+        tools.check_rustc(arch)?;
         let versions = [
             &tools.clang_version,
             &tools.llvm,
@@ -164,19 +165,9 @@ impl<'a> Build<'a> {
         make
     }
 
-    /// The fragments, the later ones winning.
-    fn fragments(&self) -> [PathBuf; 3] {
-        let configs = self.source.repo.join("configs");
-        [
-            configs.join("common.config"),
-            configs.join(format!("{}.config", self.arch.name)),
-            configs.join(format!("variants/{}.config", self.variant)),
-        ]
-    }
-
     /// Makes `.config`, and checks that every line asked for is in it.
     pub fn configure(&self) -> Result<()> {
-        let fragments = self.fragments();
+        let fragments = fragments(&self.source.repo, self.arch.name, self.variant)?;
         let mut texts = Vec::new();
         for path in &fragments {
             let text =
@@ -264,6 +255,29 @@ impl<'a> Build<'a> {
     }
 }
 
+/// The fragments, the later ones winning. Only what an architecture adds to a variant may be
+/// missing.
+fn fragments(repo: &Path, arch: &str, variant: &str) -> Result<Vec<PathBuf>> {
+    let configs = repo.join("configs");
+    let mut fragments = vec![
+        configs.join("common.config"),
+        configs.join(format!("{arch}.config")),
+        configs.join(format!("variants/{variant}.config")),
+    ];
+    if let Some(missing) = fragments.iter().find(|path| !path.exists()) {
+        return Err(fail(
+            Exit::Build,
+            format!("no configuration fragment {}", missing.display()),
+            "restore it (`git checkout configs`)",
+        ));
+    }
+    let both = configs.join(format!("{arch}-{variant}.config"));
+    if both.exists() {
+        fragments.push(both);
+    }
+    Ok(fragments)
+}
+
 fn digest(parts: &[&[u8]]) -> String {
     let mut hash = Sha256::new();
     for part in parts {
@@ -337,6 +351,24 @@ mod tests {
             refused(&["CONFIG_X=y\n".to_owned()], ""),
             ["CONFIG_X=y (is not there)"]
         );
+    }
+
+    #[test]
+    fn a_fragment_for_both_is_optional_and_the_others_are_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let put =
+            |name: &str| sh::write_whole(&dir.path().join("configs").join(name), b"").unwrap();
+        put("common.config");
+        put("variants/test.config");
+        let (exit, error) =
+            crate::failure::classify(fragments(dir.path(), "s390", "test").unwrap_err());
+        assert_eq!(exit, Exit::Build);
+        assert!(error.to_string().contains("s390.config"), "{error}");
+        put("s390.config");
+        assert_eq!(fragments(dir.path(), "s390", "test").unwrap().len(), 3);
+        put("s390-test.config");
+        let all = fragments(dir.path(), "s390", "test").unwrap();
+        assert!(all[3].ends_with("s390-test.config"), "it wins: {all:?}");
     }
 
     #[test]

@@ -45,6 +45,20 @@ pub fn results(tree: &Path, console: &str) -> Result<Vec<Case>> {
     Ok(cases)
 }
 
+/// A case for each suite that must have been run at boot.
+pub fn expected_suites(cases: &[Case], suites: &[&str]) -> Vec<Case> {
+    let ran = |suite: &&str| {
+        let group = format!("kunit/{suite}/");
+        let of_suite = |case: &&Case| case.name.starts_with(&group);
+        let name = format!("kunit/{suite} was run");
+        match cases.iter().filter(of_suite).count() {
+            0 => Case::failed(name, "the console has no result of it"),
+            _ => Case::passed(name),
+        }
+    };
+    suites.iter().map(ran).collect()
+}
+
 /// One document, through `kunit.py parse` of the tree.
 fn parse(tree: &Path, name: &str, text: &str) -> Result<Vec<Case>> {
     let dir = tempfile::tempdir()?;
@@ -173,6 +187,15 @@ mod tests {
             ]
         );
         assert_eq!(counts(&cases), [2, 1, 1]);
+    }
+
+    #[test]
+    fn a_suite_that_is_not_there_is_a_failure() {
+        let cases = cases_of("kunit", JSON, false, "").unwrap();
+        let found = expected_suites(&cases, &["lazy_tlb", "lazy_tlb_policy"]);
+        let status: Vec<Status> = found.iter().map(|case| case.status).collect();
+        assert_eq!(status, [Status::Pass, Status::Fail]);
+        assert_eq!(found[1].name, "kunit/lazy_tlb_policy was run");
     }
 
     #[test]

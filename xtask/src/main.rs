@@ -5,6 +5,7 @@
 mod apt;
 mod arch;
 mod base;
+mod bench;
 mod cache;
 mod compare;
 mod console;
@@ -13,6 +14,7 @@ mod failure;
 mod guest;
 mod kbuild;
 mod ktap;
+mod litmus;
 mod mail;
 mod project;
 mod report;
@@ -57,8 +59,11 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Installs the tools that are missing and fetches the base tree.
-    #[command(after_help = "Example: cargo xtask setup")]
-    Setup,
+    #[command(after_help = "Example: cargo xtask setup --arch x86_64")]
+    Setup {
+        #[command(flatten)]
+        guests: Guests,
+    },
     /// Makes a patched kernel tree: a git repository with one commit per patch.
     #[command(after_help = "Example: cargo xtask tree --out ~/linux-lazy --upto 3")]
     Tree {
@@ -105,17 +110,24 @@ enum Command {
         #[command(flatten)]
         target: Target,
     },
-    /// Runs every test: xtask's own, tidy, the series, the option off, the guests, the main job.
+    /// Runs every test: xtask's own, litmus, tidy, series, option off, every guest, main job, bench.
     #[command(after_help = "Example: cargo xtask test --arch x86_64 --json results.json")]
     Test {
         #[command(flatten)]
-        target: Target,
+        guests: Guests,
+        #[command(flatten)]
+        skip: Skip,
         /// Write every case to FILE.
         #[arg(long, value_name = "FILE")]
         json: Option<PathBuf>,
-        /// Only these stages: xtask, tidy, series, off, ktap, guests, run.
+        /// Only these stages; an unknown one has the known ones listed.
         #[arg(long, value_name = "NAME[,NAME]", value_delimiter = ',')]
         stage: Vec<String>,
+    },
+    /// Measures what the policies do.
+    Bench {
+        #[command(subcommand)]
+        bench: Bench,
     },
     /// Writes the series as mails with a cover letter, ready to be signed off and sent.
     #[command(after_help = "Example: cargo xtask series --out mails")]
@@ -127,6 +139,24 @@ enum Command {
     /// Checks the fences: what may stand where, formatting, checkpatch --strict.
     #[command(after_help = "Example: cargo xtask tidy")]
     Tidy,
+    /// Asks the kernel's memory model about every litmus test of the series.
+    #[command(after_help = "Example: cargo xtask litmus")]
+    Litmus,
+}
+
+#[derive(Subcommand)]
+enum Bench {
+    /// Interrupts, scans and waiting mms of the same workloads under each policy.
+    #[command(after_help = "Example: cargo xtask bench ipis --cpus 32 --workload build")]
+    Ipis {
+        #[command(flatten)]
+        target: Target,
+        #[command(flatten)]
+        options: bench::Options,
+        /// Write every sample to FILE; without it, into results/.
+        #[arg(long, value_name = "FILE")]
+        json: Option<PathBuf>,
+    },
 }
 
 /// Which patches to leave out.
@@ -137,10 +167,18 @@ struct Skip {
     skip: Vec<String>,
 }
 
+/// Which guests.
+#[derive(Args)]
+struct Guests {
+    /// x86_64, arm64, s390, powerpc, a guest such as powerpc-hash, or all.
+    #[arg(long, default_value = arch::ALL, env = "ARCH", hide_env_values = true)]
+    arch: String,
+}
+
 /// Which machine, with which part of the series.
 #[derive(Args)]
 struct Target {
-    /// The architecture.
+    /// x86_64, arm64, s390 or powerpc.
     #[arg(long, default_value = "x86_64", env = "ARCH", hide_env_values = true)]
     arch: String,
     #[command(flatten)]
@@ -197,7 +235,7 @@ fn run(cli: Cli) -> Result<Exit> {
         linux: cli.linux.filter(|dir| !dir.as_os_str().is_empty()),
     };
     match cli.command {
-        Command::Setup => setup(&project)?,
+        Command::Setup { guests } => setup(&project, &guests)?,
         Command::Tree { out, upto, skip } => {
             let skip = skip.skip;
             let selection = Selection { upto, skip };
@@ -229,17 +267,27 @@ fn run(cli: Cli) -> Result<Exit> {
             return compare::run(&project, arch::find(&target.arch)?, &target.skip.skip)
         }
         Command::Test {
-            target,
+            guests,
+            skip,
             json,
             stage,
         } => {
             let plan = testing::Plan {
-                arch: arch::find(&target.arch)?,
-                skip: &target.skip.skip,
+                guests: arch::kinds(&guests.arch)?,
+                skip: &skip.skip,
                 stages: &stage,
                 json: json.as_deref(),
             };
             return testing::run(&project, &plan);
+        }
+        Command::Bench { bench } => {
+            let Bench::Ipis {
+                target,
+                options,
+                json,
+            } = bench;
+            let arch = arch::find(&target.arch)?;
+            return bench::run(&project, arch, &target.skip.skip, &options, json.as_deref());
         }
         Command::Series { out } => {
             let (base, series) = (project.base()?, project.series()?);
@@ -252,23 +300,38 @@ fn run(cli: Cli) -> Result<Exit> {
             recorder.stage("tidy", || tidy::cases(&project));
             return Ok(recorder.finish());
         }
+        Command::Litmus => {
+            // Before the stage: having no test, or no herd7, has an exit code of its own.
+            let cases = litmus::cases(&project)?;
+            let mut recorder = Recorder::default();
+            recorder.stage("litmus", || Ok(cases));
+            return Ok(recorder.finish());
+        }
     }
     Ok(Exit::Ok)
 }
 
-fn setup(project: &Project) -> Result<()> {
-    let tools = setup::ensure(&project.cache)?;
+fn setup(project: &Project, guests: &Guests) -> Result<()> {
+    let arches = arch::of_kinds(&arch::kinds(&guests.arch)?);
+    setup::ask_again(&project.cache);
+    let tools = setup::ensure(&project.cache, &arches)?;
     let base = project.base()?;
     println!(
         "ready: Linux {}, clang {}, rustc {}, bindgen {}",
         base.version, tools.clang_version, tools.rustc_version, tools.bindgen_version
     );
+    for error in arches
+        .iter()
+        .filter_map(|arch| tools.check_rustc(arch).err())
+    {
+        println!("without {error:#}");
+    }
     Ok(())
 }
 
 fn build(project: &Project, kernel: &Kernel) -> Result<PathBuf> {
     let arch = arch::find(&kernel.target.arch)?;
-    let shop = project.workshop(&kernel.target.skip.skip)?;
+    let shop = project.workshop(&kernel.target.skip.skip, &[arch])?;
     let build = shop.build(arch, &kernel.variant)?;
     build.image()
 }

@@ -50,9 +50,9 @@ impl Project {
         base::find(&self.cache, self.linux.as_deref())
     }
 
-    /// Tools, base tree and patched tree.
-    pub fn workshop(&self, skip: &[String]) -> Result<Workshop<'_>> {
-        let tools = setup::ensure(&self.cache)?;
+    /// Tools for some architectures, base tree and patched tree.
+    pub fn workshop(&self, skip: &[String], arches: &[&Arch]) -> Result<Workshop<'_>> {
+        let tools = setup::ensure(&self.cache, arches)?;
         let base = self.base()?;
         let series = self.series()?;
         let selection = Selection {
@@ -75,12 +75,15 @@ impl Project {
         let dir = self.cache.dir(format!("guest/{}", arch.name))?;
         let program = dir.join(name);
         let mut gcc = Command::new(arch.gcc);
+        // Several guests may be made ready at once: the program appears when it is whole.
+        let part = tempfile::NamedTempFile::new_in(&dir)?.into_temp_path();
         gcc.args(["-static", "-O2", "-Wall", "-Wextra", "-pthread", "-o"])
-            .arg(&program);
+            .arg(&part);
         gcc.arg(self.repo.join("guest").join(format!("{name}.c")));
         let log = dir.join(format!("{name}.log"));
         let remedy = "the compiler's message is in the log";
         sh::logged(&gcc, &log, Exit::Build, remedy, |_| ())?;
+        part.persist(&program)?;
         Ok(program)
     }
 }
@@ -142,7 +145,8 @@ impl Workshop<'_> {
         for name in crate::kbuild::FOREIGN {
             make.env_remove(name);
         }
-        let log = self.project.cache.dir("log")?.join("selftests.log");
+        let log = self.project.cache.dir("log")?;
+        let log = log.join(format!("selftests-{}.log", arch.name));
         let remedy = "the compiler's message is in the log";
         sh::logged(&make, &log, Exit::Build, remedy, |_| ())?;
         let mut programs: Vec<PathBuf> = std::fs::read_dir(&out)?

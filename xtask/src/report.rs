@@ -92,7 +92,13 @@ impl Recorder {
     pub fn stage(&mut self, name: &str, run: impl FnOnce() -> Result<Vec<Case>>) {
         println!("\n== {name}");
         let started = Instant::now();
-        let cases = match run() {
+        let result = run();
+        self.ended(name, started, result);
+    }
+
+    /// Takes and prints the cases of a stage that ran elsewhere, while others did.
+    pub fn ended(&mut self, name: &str, started: Instant, result: Result<Vec<Case>>) {
+        let cases = match result {
             Ok(cases) if cases.is_empty() => vec![Case::failed(name, "the stage ran no test")],
             Ok(cases) => cases,
             Err(error) => vec![Case::failed(name, format!("{error:#}"))],

@@ -7,6 +7,7 @@ use std::process::Command;
 use anyhow::Result;
 
 use crate::apt;
+use crate::arch::{Arch, ARCHES};
 use crate::cache::{Cache, Part};
 use crate::failure::{fail, Exit};
 use crate::sh::{self, Progress};
@@ -42,6 +43,25 @@ pub struct Tools {
     pub bindgen: PathBuf,
     /// Its version.
     pub bindgen_version: String,
+}
+
+impl Tools {
+    /// Whether the rustc is new enough for an architecture.
+    pub fn check_rustc(&self, arch: &Arch) -> Result<()> {
+        if numbers(&self.rustc_version) >= arch.least_rustc {
+            return Ok(());
+        }
+        Err(fail(
+            Exit::Environment,
+            format!(
+                "{} needs rustc {}, and this machine's is {}",
+                arch.name,
+                dotted(arch.least_rustc),
+                self.rustc_version
+            ),
+            "`cargo xtask setup` installs a newer one where the machine's suites or backports have it",
+        ))
+    }
 }
 
 /// A tool that is not there, or too old.
@@ -102,7 +122,7 @@ impl Machine {
 }
 
 /// Programs that are in PATH or not, and the package that brings each.
-const PROGRAMS: [(&str, &str); 10] = [
+const PROGRAMS: [(&str, &str); 9] = [
     ("git", "git"),
     ("make", "make"),
     ("gcc", "gcc"),
@@ -112,15 +132,32 @@ const PROGRAMS: [(&str, &str); 10] = [
     ("python3", "python3"),
     ("xz", "xz-utils"),
     ("ccache", "ccache"),
-    ("qemu-system-x86_64", "qemu-system-x86"),
 ];
 
 /// Headers and modules, which only dpkg knows about.
 const LIBRARIES: [&str; 4] = ["libc6-dev", "libelf-dev", "libssl-dev", "perl"];
 
-/// `Ok` with the tools, or what is missing.
-fn look(machine: &Machine) -> std::result::Result<Tools, Vec<Missing>> {
+/// The packages that bring a rustc, with the library's sources.
+const RUSTC_PACKAGES: [[&str; 2]; 2] = [["rustc", "rust-src"], ["rustc-web", "rust-web-src"]];
+
+/// `Ok` with the tools for some architectures, or what is missing.
+///
+/// A rustc that is too old for some of them is none that is missing: what it can build is built.
+fn look(machine: &Machine, arches: &[&Arch]) -> std::result::Result<Tools, Vec<Missing>> {
     let mut missing = Vec::new();
+    for arch in arches {
+        if machine.find(arch.qemu).is_none() {
+            missing.push(Missing {
+                what: arch.qemu.into(),
+                packages: arch.qemu_packages.iter().map(|p| vec![*p]).collect(),
+                least: [0; 3],
+            });
+        }
+        let gcc = machine.find(arch.gcc).is_some();
+        if !gcc || !arch.gcc_packages.iter().all(|p| (machine.has_package)(p)) {
+            missing.push(Missing::of(arch.gcc, arch.gcc_packages));
+        }
+    }
     for (program, package) in PROGRAMS {
         if machine.find(program).is_none() {
             missing.push(Missing::of(program, &[package]));
@@ -147,7 +184,7 @@ fn look(machine: &Machine) -> std::result::Result<Tools, Vec<Missing>> {
     let rustc = look_for_rustc(machine).map_err(|what| {
         missing.push(Missing {
             what,
-            packages: vec![vec!["rustc", "rust-src"], vec!["rustc-web", "rust-web-src"]],
+            packages: RUSTC_PACKAGES.iter().map(|p| p.to_vec()).collect(),
             least: MIN_RUSTC,
         });
     });
@@ -269,31 +306,112 @@ fn too_old(what: &str, found: Option<String>, least: Version) -> String {
     }
 }
 
-/// The tools, installed where missing.
-pub fn ensure(cache: &Cache) -> Result<Tools> {
+/// The tools for some architectures, installed where missing.
+pub fn ensure(cache: &Cache, arches: &[&Arch]) -> Result<Tools> {
     let machine = Machine::real(cache);
-    let missing = match look(&machine) {
-        Ok(tools) => return Ok(tools),
-        Err(missing) => missing,
-    };
+    if let Ok(tools) = look(&machine, arches) {
+        // Newer only once: a changed rustc makes every kernel build start from nothing.
+        let tried = cache.path(format!("rustc-{}-is-what-there-is", tools.rustc_version));
+        if !lags(&tools.rustc_version) || tried.exists() {
+            return Ok(tools);
+        }
+        renew_rustc(cache, &tools.rustc_version);
+        sh::write_whole(&tried, b"")?;
+        return again(&machine, arches);
+    }
     cache.lock(Part::Setup)?;
+    let missing = look(&machine, arches).err().unwrap_or_default();
     for tool in &missing {
         println!("missing: {}", tool.what);
     }
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    if sh::find_program("apt-get", &path).is_none() {
+    if !has_apt() {
         return Err(not_installed(
             &missing,
             "install them; this machine has no apt-get",
         ));
     }
     install(cache, &missing)?;
-    look(&machine).map_err(|missing| {
+    let tools = again(&machine, arches)?;
+    if !lags(&tools.rustc_version) {
+        return Ok(tools);
+    }
+    renew_rustc(cache, &tools.rustc_version);
+    let tools = again(&machine, arches)?;
+    let tried = format!("rustc-{}-is-what-there-is", tools.rustc_version);
+    sh::write_whole(&cache.path(tried), b"")?;
+    Ok(tools)
+}
+
+/// Forgets that no newer rustc was on offer, so that it is asked for again.
+pub fn ask_again(cache: &Cache) {
+    if let Some(version) = look_for_rustc(&Machine::real(cache)).ok().map(|r| r.1) {
+        let _ = std::fs::remove_file(cache.path(format!("rustc-{version}-is-what-there-is")));
+    }
+}
+
+fn has_apt() -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    sh::find_program("apt-get", &path).is_some()
+}
+
+fn again(machine: &Machine, arches: &[&Arch]) -> Result<Tools> {
+    look(machine, arches).map_err(|missing| {
         not_installed(
             &missing,
             "install what is named above; Debian 12 and 13 have packages",
         )
     })
+}
+
+/// The rustc that every architecture is content with.
+fn wanted_rustc() -> Version {
+    let least = ARCHES.iter().map(|arch| arch.least_rustc);
+    least.max().expect("there are architectures")
+}
+
+/// Whether some architecture asks for a newer rustc.
+fn lags(version: &str) -> bool {
+    numbers(version) < wanted_rustc()
+}
+
+/// Installs a rustc for every architecture where there is one; else says what goes without.
+fn renew_rustc(cache: &Cache, version: &str) {
+    let least = dotted(wanted_rustc());
+    println!("rustc is {version}; looking for {least}, which every architecture can be built with");
+    let error = match try_renew_rustc(cache) {
+        Ok(()) => return,
+        Err(error) => error,
+    };
+    let without = ARCHES
+        .iter()
+        .filter(|arch| numbers(version) < arch.least_rustc);
+    let without: Vec<&str> = without.map(|arch| arch.name).collect();
+    println!(
+        "note: no rustc {least} ({error:#})\nnote: with rustc {version} there is no kernel for {}",
+        without.join(", ")
+    );
+}
+
+fn try_renew_rustc(cache: &Cache) -> Result<()> {
+    anyhow::ensure!(has_apt(), "this machine has no apt-get");
+    cache.lock(Part::Setup)?;
+    let logs = cache.dir("log")?;
+    apt::update(&logs)?;
+    let newest = Missing {
+        what: "rustc".into(),
+        packages: RUSTC_PACKAGES.iter().map(|p| p.to_vec()).collect(),
+        least: wanted_rustc(),
+    };
+    let (packages, _) = choose(std::slice::from_ref(&newest), apt::candidate);
+    if !packages.is_empty() {
+        return apt::install(&packages, &logs);
+    }
+    let backports = apt::Suites::backports(cache)?;
+    let offered = backports.binary_versions("rustc", "")?;
+    let version = offered.iter().find(|version| !lags(version));
+    let version = version.ok_or_else(|| anyhow::anyhow!("neither the suites nor backports"))?;
+    let packages = RUSTC_PACKAGES[0].map(|package| format!("{package}={version}"));
+    backports.install(&packages, &logs)
 }
 
 fn not_installed(missing: &[Missing], remedy: &str) -> anyhow::Error {
@@ -304,11 +422,9 @@ fn not_installed(missing: &[Missing], remedy: &str) -> anyhow::Error {
 
 fn install(cache: &Cache, missing: &[Missing]) -> Result<()> {
     let logs = cache.dir("log")?;
-    let (mut packages, mut unmet) = choose(missing, apt::candidate);
-    if unmet.iter().any(|tool| tool.packages != [["bindgen"]]) {
-        apt::update(&logs)?;
-        (packages, unmet) = choose(missing, apt::candidate);
-    }
+    // Lists that are too old name packages that are gone, and hide newer ones.
+    apt::update(&logs)?;
+    let (packages, mut unmet) = choose(missing, apt::candidate);
     let wants_bindgen = unmet.iter().any(|tool| tool.packages == [["bindgen"]]);
     unmet.retain(|tool| tool.packages != [["bindgen"]]);
     if let Some(tool) = unmet.first() {
@@ -325,9 +441,7 @@ fn install(cache: &Cache, missing: &[Missing]) -> Result<()> {
             ),
         ));
     }
-    if !packages.is_empty() && apt::install(&packages, &logs).is_err() {
-        // Lists that are too old name packages that are gone.
-        apt::update(&logs)?;
+    if !packages.is_empty() {
         apt::install(&packages, &logs)?;
     }
     if wants_bindgen {
@@ -336,17 +450,18 @@ fn install(cache: &Cache, missing: &[Missing]) -> Result<()> {
     Ok(())
 }
 
-/// The packages to install, and the tools for which none is on offer.
+/// The packages to install, and the tools for which none is on offer. Of several alternatives the
+/// newest is taken, of equally new ones the first.
 fn choose(
     missing: &[Missing],
     candidate: impl Fn(&str) -> Option<String>,
 ) -> (Vec<String>, Vec<&Missing>) {
     let (mut packages, mut unmet) = (Vec::new(), Vec::new());
     for tool in missing {
-        let fits = |alternative: &&Vec<&str>| {
-            candidate(alternative[0]).is_some_and(|version| numbers(&version) >= tool.least)
-        };
-        match tool.packages.iter().find(fits) {
+        let version = |alternative: &Vec<&str>| candidate(alternative[0]).map(|v| numbers(&v));
+        let fits = |alternative: &&Vec<&str>| version(alternative).is_some_and(|v| v >= tool.least);
+        let fitting = tool.packages.iter().rev().filter(fits);
+        match fitting.max_by_key(|alternative| version(alternative)) {
             Some(alternative) => packages.extend(alternative.iter().map(|p| p.to_string())),
             None => unmet.push(tool),
         }
@@ -435,7 +550,15 @@ mod tests {
             );
             fake.program("rustfmt", "rustfmt 1.8.0");
             fake.program("bindgen", "bindgen 0.71.1");
+            for arch in &ARCHES {
+                fake.program(arch.qemu, "QEMU emulator version 7.2");
+                fake.program(arch.gcc, "gcc 12.2.0");
+            }
             fake
+        }
+
+        fn look(&self) -> std::result::Result<Tools, Vec<Missing>> {
+            look(&self.machine, &ARCHES.iter().collect::<Vec<_>>())
         }
 
         fn program(&self, name: &str, version: &str) {
@@ -445,14 +568,14 @@ mod tests {
         }
 
         fn missing(&self) -> String {
-            let missing = look(&self.machine).expect_err("something is missing");
+            let missing = self.look().expect_err("something is missing");
             not_installed(&missing, "install").to_string()
         }
     }
 
     #[test]
     fn debian_13s_own_versions_are_enough() {
-        let tools = look(&Fake::complete().machine).unwrap();
+        let tools = Fake::complete().look().unwrap();
         assert_eq!(
             (tools.llvm.as_str(), tools.clang_version.as_str()),
             ("-19", "19.1.7")
@@ -466,6 +589,58 @@ mod tests {
         let fake = Fake::complete();
         fs::remove_file(fake.bin.join("bison")).unwrap();
         assert!(fake.missing().contains("bison"));
+    }
+
+    #[test]
+    fn only_what_the_wanted_architectures_need_is_missing() {
+        let fake = Fake::complete();
+        fs::remove_file(fake.bin.join("qemu-system-s390x")).unwrap();
+        fs::remove_file(fake.bin.join("s390x-linux-gnu-gcc")).unwrap();
+        let x86_64 = crate::arch::find("x86_64").unwrap();
+        assert!(look(&fake.machine, &[x86_64]).is_ok());
+        let missing = fake.look().unwrap_err();
+        // Debian 12 has no package of the first name.
+        let offered = |package: &str| (package != "qemu-system-s390x").then(|| "1:7.2".to_owned());
+        let (packages, unmet) = choose(&missing, offered);
+        assert_eq!(
+            packages,
+            [
+                "gcc-s390x-linux-gnu",
+                "libc6-dev-s390x-cross",
+                "qemu-system-misc"
+            ]
+        );
+        assert!(unmet.is_empty());
+    }
+
+    #[test]
+    fn a_rustc_too_old_for_one_architecture_is_said_by_name() {
+        let tools = Fake::complete().look().unwrap();
+        tools
+            .check_rustc(crate::arch::find("arm64").unwrap())
+            .unwrap();
+        let s390 = crate::arch::find("s390").unwrap();
+        let (exit, error) = crate::failure::classify(tools.check_rustc(s390).unwrap_err());
+        assert_eq!(exit, Exit::Environment);
+        let text = error.to_string();
+        assert!(
+            text.contains("s390 needs rustc 1.96.0") && text.contains("is 1.85.0"),
+            "{text}"
+        );
+        assert!(lags("1.95.0") && !lags("1.96.0+dfsg1-1~bpo13+1"));
+    }
+
+    #[test]
+    fn the_newest_of_several_rustcs_is_chosen() {
+        let fake = Fake::complete();
+        fs::remove_file(fake.bin.join("rustc")).unwrap();
+        let missing = fake.look().unwrap_err();
+        let offered = |package: &str| match package {
+            "rustc" => Some("1.85.0+dfsg3-1".to_owned()),
+            "rustc-web" => Some("1.96.0+dfsg1-1~deb12u2".to_owned()),
+            _ => None,
+        };
+        assert_eq!(choose(&missing, offered).0, ["rust-web-src", "rustc-web"]);
     }
 
     #[test]
@@ -495,11 +670,11 @@ mod tests {
     }
 
     #[test]
-    fn the_first_new_enough_package_is_chosen() {
+    fn a_new_enough_package_is_chosen() {
         let fake = Fake::complete();
         fake.program("bindgen", "bindgen 0.60.1");
         fs::remove_file(fake.bin.join("rustc")).unwrap();
-        let missing = look(&fake.machine).unwrap_err();
+        let missing = fake.look().unwrap_err();
         let bookworm = |package: &str| match package {
             "rustc" => Some("1.63.0+dfsg1-2".to_owned()),
             "rustc-web" => Some("1.96.0+dfsg1-1~deb12u2".to_owned()),

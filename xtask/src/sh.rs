@@ -4,10 +4,11 @@ use std::fs::{self, File};
 use std::io::{BufRead, BufReader, IsTerminal, Write};
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
 use crate::failure::{fail, Exit, DISK_REMEDY};
 
@@ -77,6 +78,9 @@ pub fn git(dir: &Path) -> Command {
     git
 }
 
+/// The bars of steps that run at once, one below the other.
+static BARS: LazyLock<MultiProgress> = LazyLock::new(MultiProgress::new);
+
 /// Progress of a long step: a bar on a terminal, else a line now and then.
 pub struct Progress {
     bar: Option<ProgressBar>,
@@ -107,7 +111,7 @@ impl Progress {
                 "{pos}/{len}"
             };
             let style = format!("{{prefix}} [{{bar:30}}] {unit} {{elapsed}} {{wide_msg}}");
-            let bar = ProgressBar::new(total);
+            let bar = BARS.add(ProgressBar::new(total));
             bar.set_style(ProgressStyle::with_template(&style).expect("a valid template"));
             bar.set_prefix(label.to_owned());
             bar
@@ -168,6 +172,7 @@ impl Drop for Progress {
     fn drop(&mut self) {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
+            BARS.remove(bar);
         }
         println!("{}", self.line());
     }

@@ -1,34 +1,56 @@
 //! `test`: every stage, each result a case.
+//!
+//! Kernels build in the background while what needs none of them runs, and a guest boots as soon
+//! as its kernel is there. A stage's cases are printed when it ends.
 
-use std::fs;
+use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::sync::{Condvar, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
-use crate::arch::Arch;
+use crate::arch::{self, Arch, Kind};
 use crate::failure::{fail, Exit};
 use crate::guest::{self, Guest, GuestFile};
 use crate::kbuild::Build;
 use crate::project::{Project, Workshop};
 use crate::report::{Case, Recorder};
 use crate::series::{Content, Selection};
-use crate::{compare, disasm, ktap, mail, sh, tidy, tree};
+use crate::{bench, compare, disasm, ktap, litmus, mail, sh, tidy, tree};
 
-/// The stages, in order; `--stage` names them.
-pub const STAGES: [&str; 7] = ["xtask", "tidy", "series", "off", "ktap", "guests", "run"];
+/// A stage that needs no kernel.
+type HostStage = fn(&Project, &Workshop<'_>) -> Result<Vec<Case>>;
+
+/// The stages that run while the first kernels build, in order.
+const HOST_STAGES: [(&str, HostStage); 5] = [
+    ("xtask", |project, _| own_tests(project)),
+    ("litmus", |project, _| litmus::cases(project)),
+    ("tidy", |project, _| tidy::cases(project)),
+    ("series", series),
+    ("ktap", |_, shop| ktap::self_test(&shop.tree)),
+];
+/// The stages that need kernels. All but `guests` are x86_64's.
+const KERNEL_STAGES: [&str; 4] = ["guests", "off", "run", "bench"];
+
+/// What a guest is booted with, one after the other.
+const POLICIES: [&str; 3] = ["shootdown", "defer", "refcount"];
+/// The suites that must have run at boot.
+const SUITES: [&str; 2] = ["lazy_tlb", "lazy_tlb_policy"];
 /// A policy that no kernel knows.
 const BOGUS: &str = "bogus";
-/// The selftests, each of which may take minutes under emulation.
-const TEST_TIMEOUT: Duration = Duration::from_secs(1200);
-/// Somewhat longer than the guest gives one program.
-const TEST_SILENCE: Duration = Duration::from_secs(330);
+/// Seconds that the guest gives one program: generous, for others build and boot beside it.
+const PROGRAM_TIMEOUT: u64 = 600;
+/// Somewhat longer than that.
+const TEST_SILENCE: Duration = Duration::from_secs(PROGRAM_TIMEOUT + 60);
+/// All the selftests, each of which may take minutes under emulation.
+const TEST_TIMEOUT: Duration = Duration::from_secs(2400);
 
 /// What `test` is asked for.
 pub struct Plan<'a> {
-    /// The architecture.
-    pub arch: &'static Arch,
+    /// The guests.
+    pub guests: Vec<&'static Kind>,
     /// Patches to leave out of what is built.
     pub skip: &'a [String],
     /// Only these stages; all where empty.
@@ -37,50 +59,235 @@ pub struct Plan<'a> {
     pub json: Option<&'a Path>,
 }
 
+impl Plan<'_> {
+    fn wants(&self, stage: &str) -> bool {
+        self.stages.is_empty() || self.stages.iter().any(|s| s == stage)
+    }
+
+    /// The kernels to build, in order, and what each is for.
+    ///
+    /// One for each architecture: the main job and the benchmark are the same on a kernel that
+    /// checks itself, only slower, and a second kernel would take longer than that.
+    fn kernels(&self) -> VecDeque<Kernel> {
+        let others = [("run", Use::Run), ("off", Use::Off), ("bench", Use::Bench)];
+        let mut kernels = VecDeque::new();
+        for arch in arch::of_kinds(&self.guests) {
+            let mut uses = Vec::new();
+            if self.wants("guests") {
+                let ours = |kind: &&&Kind| kind.arch().name == arch.name;
+                uses.extend(self.guests.iter().filter(ours).map(|kind| Use::Guest(kind)));
+            }
+            if arch.name == "x86_64" {
+                let wanted = others.iter().filter(|(stage, _)| self.wants(stage));
+                uses.extend(wanted.map(|(_, use_of)| *use_of));
+            }
+            if !uses.is_empty() {
+                kernels.push_back(Kernel { arch, uses });
+            }
+        }
+        kernels
+    }
+}
+
+/// A kernel to build.
+struct Kernel {
+    arch: &'static Arch,
+    uses: Vec<Use>,
+}
+
+/// What a kernel is for.
+#[derive(Clone, Copy)]
+enum Use {
+    /// A test guest.
+    Guest(&'static Kind),
+    /// The main job.
+    Run,
+    /// The comparison with the option off.
+    Off,
+    /// The small benchmark of interrupts.
+    Bench,
+}
+
+impl Use {
+    fn stage(&self) -> &'static str {
+        match self {
+            Use::Guest(kind) => kind.name,
+            Use::Run => "run",
+            Use::Off => "off",
+            Use::Bench => "bench",
+        }
+    }
+}
+
+/// A kernel that was built and what its guests boot with.
+#[derive(Clone)]
+struct Built {
+    image: PathBuf,
+    /// Of the test guests.
+    initramfs: PathBuf,
+}
+
+/// What waits to be done, shared by the threads that do it.
+struct Board {
+    kernels: VecDeque<Kernel>,
+    /// How many builds have not ended, the waiting ones included.
+    building: usize,
+    ready: VecDeque<(Use, Built)>,
+}
+
+struct Work<'a> {
+    project: &'a Project,
+    shop: &'a Workshop<'a>,
+    recorder: &'a Mutex<Recorder>,
+    board: Mutex<Board>,
+    changed: Condvar,
+}
+
 /// Runs the stages, prints every case, and counts.
 pub fn run(project: &Project, plan: &Plan<'_>) -> Result<Exit> {
-    if let Some(unknown) = plan.stages.iter().find(|s| !STAGES.contains(&s.as_str())) {
+    let known = || {
+        let host = HOST_STAGES.iter().map(|(name, _)| *name);
+        host.chain(KERNEL_STAGES)
+    };
+    if let Some(unknown) = plan.stages.iter().find(|s| !known().any(|k| k == *s)) {
         return Err(fail(
             Exit::Usage,
             format!("unknown stage {unknown}"),
-            format!("use some of: {}", STAGES.join(",")),
+            format!("use some of: {}", known().collect::<Vec<_>>().join(",")),
         ));
     }
-    let wanted = |stage: &str| plan.stages.is_empty() || plan.stages.iter().any(|s| s == stage);
     let mut recorder = Recorder::default();
-    if wanted("xtask") {
-        recorder.stage("xtask", || own_tests(project));
-    }
     // Without tools and trees nothing below can run; that they come is a case of its own.
     let mut shop = None;
     recorder.stage("setup", || {
-        shop = Some(project.workshop(plan.skip)?);
+        shop = Some(project.workshop(plan.skip, &arch::of_kinds(&plan.guests))?);
         Ok(vec![Case::passed("setup/tools, base tree, patched tree")])
     });
+    let recorder = Mutex::new(recorder);
     if let Some(shop) = &shop {
-        if wanted("tidy") {
-            recorder.stage("tidy", || tidy::cases(project));
-        }
-        if wanted("series") {
-            recorder.stage("series", || series(project, shop));
-        }
-        if wanted("off") {
-            recorder.stage("off", || disasm::option_off(shop, plan.arch));
-        }
-        if wanted("ktap") {
-            recorder.stage("ktap", || ktap::self_test(&shop.tree));
-        }
-        if wanted("guests") {
-            recorder.stage("guests", || guests(project, shop, plan.arch));
-        }
-        if wanted("run") {
-            recorder.stage("run", || main_job(project, shop, plan.arch));
-        }
+        let kernels = plan.kernels();
+        let work = Work {
+            project,
+            shop,
+            recorder: &recorder,
+            board: Mutex::new(Board {
+                building: kernels.len(),
+                kernels,
+                ready: VecDeque::new(),
+            }),
+            changed: Condvar::new(),
+        };
+        std::thread::scope(|scope| {
+            // Two build; one of them goes on with guests, beside this thread.
+            scope.spawn(|| {
+                work.build_all();
+                work.use_all();
+            });
+            scope.spawn(|| work.build_all());
+            for (name, stage) in HOST_STAGES.iter().filter(|(name, _)| plan.wants(name)) {
+                work.stage(name, || stage(project, shop));
+            }
+            work.use_all();
+        });
     }
+    let recorder = recorder.into_inner().expect("no holder panics");
     if let Some(path) = plan.json {
         recorder.write_json(path)?;
     }
     Ok(recorder.finish())
+}
+
+impl Work<'_> {
+    fn board(&self) -> MutexGuard<'_, Board> {
+        self.board.lock().expect("no holder panics")
+    }
+
+    /// Runs a stage beside others; its cases are printed together.
+    fn stage(&self, name: &str, run: impl FnOnce() -> Result<Vec<Case>>) {
+        let started = Instant::now();
+        let result = run();
+        self.ended(name, started, result);
+    }
+
+    fn ended(&self, name: &str, started: Instant, result: Result<Vec<Case>>) {
+        let mut recorder = self.recorder.lock().expect("no holder panics");
+        println!("\n== {name}");
+        recorder.ended(name, started, result);
+    }
+
+    /// Builds kernels until none waits.
+    fn build_all(&self) {
+        loop {
+            // In a statement of its own, or the board would be locked during the build.
+            let next = self.board().kernels.pop_front();
+            let Some(kernel) = next else { return };
+            let started = Instant::now();
+            // A panic here would leave the other threads waiting for this kernel.
+            let run = std::panic::AssertUnwindSafe(|| self.build(&kernel));
+            let built = std::panic::catch_unwind(run)
+                .unwrap_or_else(|_| anyhow::bail!("xtask panicked; its message is above"));
+            let mut board = self.board();
+            board.building -= 1;
+            match built {
+                Ok(built) => {
+                    let ready = kernel.uses.into_iter().map(|u| (u, built.clone()));
+                    board.ready.extend(ready);
+                    drop(board);
+                }
+                // The others go on; each thing that this kernel was for is named.
+                Err(error) => {
+                    drop(board);
+                    let too_old = self.shop.tools.check_rustc(kernel.arch).err();
+                    let said = format!("{error:#}");
+                    for use_of in &kernel.uses {
+                        let stage = use_of.stage();
+                        self.ended(stage, started, Ok(vec![not_built(stage, &said, &too_old)]));
+                    }
+                }
+            }
+            self.changed.notify_all();
+        }
+    }
+
+    fn build(&self, kernel: &Kernel) -> Result<Built> {
+        let build = self.shop.build(kernel.arch, "test")?;
+        let image = build.image()?;
+        let initramfs = test_initramfs(self.project, self.shop, &build)?;
+        Ok(Built { image, initramfs })
+    }
+
+    /// Boots and compares what is ready until nothing can become ready any more.
+    fn use_all(&self) {
+        loop {
+            let mut board = self.board();
+            let (use_of, built) = loop {
+                match board.ready.pop_front() {
+                    Some(ready) => break ready,
+                    None if board.building == 0 => return,
+                    None => board = self.changed.wait(board).expect("no holder panics"),
+                }
+            };
+            drop(board);
+            self.stage(use_of.stage(), || match &use_of {
+                Use::Guest(kind) => guests(self.project, self.shop, kind, &built),
+                Use::Run => main_job(self.project, &built),
+                Use::Off => disasm::option_off(self.shop, arch::find("x86_64")?),
+                Use::Bench => small_bench(self.project, &built),
+            });
+        }
+    }
+}
+
+/// What there is to say of a guest whose kernel there is not: it is skipped where this machine has
+/// no rustc for it, and has failed otherwise.
+fn not_built(stage: &str, said: &str, too_old: &Option<anyhow::Error>) -> Case {
+    match too_old {
+        Some(error) => Case {
+            detail: format!("{error:#}"),
+            ..Case::skipped(format!("{stage}/kernel"))
+        },
+        None => Case::failed(format!("{stage}/kernel"), said),
+    }
 }
 
 /// xtask's own tests, by cargo.
@@ -211,61 +418,75 @@ fn scratch_tree(to: &Path, shop: &Workshop<'_>) -> Result<()> {
     Ok(())
 }
 
-/// The test kernel under each policy, and under one that it does not know.
-fn guests(project: &Project, shop: &Workshop<'_>, arch: &'static Arch) -> Result<Vec<Case>> {
-    let build = shop.build(arch, "test")?;
-    let image = build.image()?;
-    let accel = guest::accelerator(&project.cache, arch, &image)?;
-    let boot = |name: &str, append: &str, initramfs: &Path| {
+/// A guest under each policy, and x86_64's under one that it does not know.
+fn guests(
+    project: &Project,
+    shop: &Workshop<'_>,
+    kind: &'static Kind,
+    built: &Built,
+) -> Result<Vec<Case>> {
+    let arch = kind.arch();
+    let accel = guest::accelerator(&project.cache, arch, &built.image)?;
+    let boot = |policy: &str, append: &str, initramfs: &Path| {
+        let append = format!("lazy_tlb={policy} {} {append}", kind.append);
         Guest {
             arch,
             qemu: arch.qemu.into(),
             accel: accel.clone(),
-            image: &image,
+            image: &built.image,
             initramfs,
             smp: 4,
-            append,
+            append: &append,
             timeout: TEST_TIMEOUT,
             silence: TEST_SILENCE,
             log: project
                 .cache
-                .path(format!("log/test-{}-{name}.log", arch.name)),
+                .path(format!("log/test-{}-{policy}.log", kind.name)),
             echo: false,
         }
         .boot()
     };
 
-    let initramfs = test_initramfs(project, shop, &build)?;
+    let append = format!("LAZY_TLB_TEST_TIMEOUT={PROGRAM_TIMEOUT}");
     let mut cases = Vec::new();
-    for policy in ["shootdown", "refcount"] {
-        let report = boot(policy, &format!("lazy_tlb={policy}"), &initramfs)?;
-        let results = ktap::results(&shop.tree, &report.text)?;
-        cases.extend(results.into_iter().map(|case| case.within(policy)));
-        cases.push(Case::of(format!("{policy}/boot"), report.check_end()));
-        cases.push(Case::of(format!("{policy}/cpus"), report.check_cpus()));
-        cases.push(Case::of(
-            format!("{policy}/no warnings"),
-            report.check_warnings(),
-        ));
+    for policy in POLICIES {
+        // One policy that does not boot leaves the others to be tried.
+        let booted = boot(policy, &append, &built.initramfs).and_then(|report| {
+            let mut cases = ktap::results(&shop.tree, &report.text)?;
+            cases.extend(ktap::expected_suites(&cases, &SUITES));
+            cases.push(Case::of("boot", report.check_end()));
+            cases.push(Case::of("cpus", report.check_cpus()));
+            cases.push(Case::of("no warnings", report.check_warnings()));
+            if let Some(mmu) = kind.mmu {
+                cases.push(Case::of("mmu", report.check_mmu(mmu)));
+            }
+            Ok(cases)
+        });
+        let found = booted.unwrap_or_else(|error| vec![Case::failed("boot", format!("{error:#}"))]);
+        cases.extend(found.into_iter().map(|case| case.within(policy)));
     }
-
-    // The workload's first process reports the policy; a few exits are enough for that.
-    let append = format!("lazy_tlb={BOGUS} LAZY_TLB_EXITS=10 LAZY_TLB_REPEAT=1");
-    let report = boot(BOGUS, &append, &compare::run_initramfs(project, arch)?)?;
-    let policy = report.values("lazy-tlb-run").remove("policy");
-    cases.push(Case::of(format!("{BOGUS}/boot"), report.check()));
-    cases.push(match policy.as_deref() {
-        Some("shootdown") => Case::passed(format!("{BOGUS}/the default is kept")),
-        other => Case::failed(
-            format!("{BOGUS}/the default is kept"),
-            format!("policy {other:?}"),
-        ),
-    });
-    cases.push(match complains(&report.text) {
-        true => Case::passed(format!("{BOGUS}/the console says so")),
-        false => Case::failed(format!("{BOGUS}/the console says so"), "no line names it"),
-    });
-    Ok(cases)
+    // The kernel reads the parameter in the same way on every architecture.
+    if arch.name == "x86_64" {
+        let append = "LAZY_TLB_EXITS=10 LAZY_TLB_REPEAT=1";
+        // The workload's first process reports the policy; a few exits are enough for that.
+        let initramfs = compare::run_initramfs(project, arch)?;
+        let report = boot(BOGUS, append, &initramfs)?;
+        let policy = report.values("lazy-tlb-run").remove("policy");
+        let kept = match policy.as_deref() {
+            Some("shootdown") => Case::passed("the default is kept"),
+            other => Case::failed("the default is kept", format!("policy {other:?}")),
+        };
+        let said = match complains(&report.text) {
+            true => Case::passed("the console says so"),
+            false => Case::failed("the console says so", "no line names it"),
+        };
+        let found = [Case::of("boot", report.check()), kept, said];
+        cases.extend(found.map(|case| case.within(BOGUS)));
+    }
+    Ok(cases
+        .into_iter()
+        .map(|case| case.within(kind.name))
+        .collect())
 }
 
 /// Whether the kernel itself names the value, besides printing its command line.
@@ -296,18 +517,24 @@ fn test_initramfs(project: &Project, shop: &Workshop<'_>, build: &Build<'_>) -> 
     }
     let initramfs = init.with_extension("cpio");
     guest::write_initramfs(&initramfs, &files)?;
-    fs::metadata(&initramfs).context("the initramfs that was just written")?;
     Ok(initramfs)
 }
 
 /// The main job's verdict.
-fn main_job(project: &Project, shop: &Workshop<'_>, arch: &'static Arch) -> Result<Vec<Case>> {
-    let image = shop.build(arch, "default")?.image()?;
-    let accel = guest::accelerator(&project.cache, arch, &image)?;
-    let results = compare::boot(project, arch, &image, &accel)?;
+fn main_job(project: &Project, built: &Built) -> Result<Vec<Case>> {
+    let arch = arch::find("x86_64")?;
+    let accel = guest::accelerator(&project.cache, arch, &built.image)?;
+    let results = compare::boot(project, arch, &built.image, &accel)?;
     println!("\n{}\n", compare::table(&results, &accel));
     let cases = compare::verdict(&results);
     Ok(cases.into_iter().map(|case| case.within("run")).collect())
+}
+
+/// Counts of a few seconds, and what must hold for them.
+fn small_bench(project: &Project, built: &Built) -> Result<Vec<Case>> {
+    let arch = arch::find("x86_64")?;
+    let accel = guest::accelerator(&project.cache, arch, &built.image)?;
+    bench::cases(project, arch, &built.image, &accel)
 }
 
 #[cfg(test)]
@@ -322,6 +549,66 @@ mod tests {
         assert_eq!(status("test a::b ... FAILED"), Some(Status::Fail));
         assert_eq!(status("test a::b ... ignored"), Some(Status::Skip));
         assert_eq!(status("test result: ok. 3 passed; 0 failed"), None);
+    }
+
+    fn plan<'a>(arch: &str, stages: &'a [String]) -> Plan<'a> {
+        Plan {
+            guests: arch::kinds(arch).unwrap(),
+            skip: &[],
+            stages,
+            json: None,
+        }
+    }
+
+    fn kernels(plan: &Plan<'_>) -> Vec<String> {
+        let uses = |kernel: &Kernel| {
+            kernel
+                .uses
+                .iter()
+                .map(Use::stage)
+                .collect::<Vec<_>>()
+                .join("+")
+        };
+        let shown = |k: &Kernel| format!("{}: {}", k.arch.name, uses(k));
+        plan.kernels().iter().map(shown).collect()
+    }
+
+    #[test]
+    fn a_kernel_is_built_once_for_all_that_it_is_for() {
+        assert_eq!(
+            kernels(&plan("all", &[])),
+            [
+                "x86_64: x86_64+run+off+bench",
+                "arm64: arm64",
+                "s390: s390",
+                "powerpc: powerpc-radix+powerpc-hash",
+            ]
+        );
+        assert_eq!(
+            kernels(&plan("powerpc-hash", &[])),
+            ["powerpc: powerpc-hash"]
+        );
+        let off = ["off".to_owned()];
+        assert_eq!(kernels(&plan("all", &off)), ["x86_64: off"]);
+        assert!(kernels(&plan("s390", &off)).is_empty());
+    }
+
+    #[test]
+    fn a_guest_without_a_kernel_failed_or_is_skipped_with_the_reason() {
+        let failed = not_built("s390", "make failed; whole log: build.log", &None);
+        assert_eq!(
+            (failed.name.as_str(), failed.status),
+            ("s390/kernel", Status::Fail)
+        );
+        assert!(failed.detail.contains("build.log"));
+        let too_old = Some(anyhow::anyhow!("s390 needs rustc 1.96.0"));
+        let skipped = not_built("s390", "", &too_old);
+        assert_eq!(skipped.status, Status::Skip);
+        assert!(
+            skipped.detail.contains("s390 needs rustc"),
+            "{}",
+            skipped.detail
+        );
     }
 
     #[test]

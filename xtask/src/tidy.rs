@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::LazyLock;
 
 use anyhow::{ensure, Context, Result};
@@ -50,7 +51,7 @@ const CHECKS: [(&str, Check); 9] = [
 
 /// One case for each check.
 pub fn cases(project: &Project) -> Result<Vec<Case>> {
-    setup::ensure(&project.cache)?;
+    setup::ensure(&project.cache, &[])?;
     let tidy = Tidy {
         project,
         series: project.series()?,
@@ -356,38 +357,50 @@ fn rustfmt(tidy: &Tidy<'_>) -> Result<Vec<String>> {
         .iter()
         .filter(|(p, _)| p.extension().is_some_and(|e| e == "rs"))
     {
-        let mut child = Command::new(&rustfmt)
-            .args([
-                "--check",
-                "--edition",
-                "2021",
-                "--color",
-                "never",
-                "--config-path",
-            ])
-            .arg(&config)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .context("failed to run rustfmt")?;
-        let mut stdin = child.stdin.take().expect("stdin is piped");
-        let bytes = bytes.clone();
-        // Both pipes could fill up: one side writes from elsewhere.
-        let writer = std::thread::spawn(move || std::io::Write::write_all(&mut stdin, &bytes));
-        let output = child.wait_with_output()?;
-        let _ = writer.join();
-        if !output.status.success() {
-            let said = String::from_utf8_lossy(&output.stdout);
-            let said = said.lines().take(8).collect::<Vec<_>>().join("\n  ");
-            let error = String::from_utf8_lossy(&output.stderr);
-            messages.push(format!(
-                "{}:1: rustfmt would change it\n  {said}{error}",
-                path.display()
-            ));
+        if let Some(said) = misformatted(&rustfmt, &config, bytes)? {
+            messages.push(format!("{}:{said}", path.display()));
         }
     }
     Ok(messages)
+}
+
+/// The first line that rustfmt would change, and how; none where it changes nothing.
+///
+/// `--check` would say so as well, but with a file on standard input its exit status is always 0.
+fn misformatted(rustfmt: &Path, config: &Path, bytes: &[u8]) -> Result<Option<String>> {
+    let mut child = Command::new(rustfmt)
+        .args(["--edition", "2021", "--config-path"])
+        .arg(config)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .context("failed to run rustfmt")?;
+    let mut stdin = child.stdin.take().expect("stdin is piped");
+    // Both pipes could fill up: one side writes from elsewhere.
+    let output = std::thread::scope(|scope| {
+        // rustfmt that ends early says why on its own.
+        scope.spawn(move || std::io::Write::write_all(&mut stdin, bytes));
+        child.wait_with_output()
+    })?;
+    if !output.status.success() {
+        let error = String::from_utf8_lossy(&output.stderr);
+        return Ok(Some(format!("1: rustfmt failed: {}", error.trim())));
+    }
+    if output.stdout == bytes {
+        return Ok(None);
+    }
+    let (is, would_be) = (
+        String::from_utf8_lossy(bytes),
+        String::from_utf8_lossy(&output.stdout),
+    );
+    let same = is.lines().zip(would_be.lines()).take_while(|(a, b)| a == b);
+    let line = same.count();
+    Ok(Some(format!(
+        "{}: rustfmt would write `{}`",
+        line + 1,
+        would_be.lines().nth(line).unwrap_or_default().trim()
+    )))
 }
 
 /// checkpatch on every mail, in the patched tree, so that it knows the files around a hunk.
@@ -398,39 +411,66 @@ fn checkpatch(tidy: &Tidy<'_>) -> Result<Vec<String>> {
     let tree = tree::patched(cache, &tidy.base, &tidy.series, &Selection::default())?;
     let mails = mail::export(cache, &tidy.base, &tidy.series, &out)?;
     ensure!(!mails.is_empty(), "the series has no patch to check");
-    let mut messages = Vec::new();
-    for mail in mails {
-        let name = mail
-            .file_name()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned();
-        if name == "0000-cover-letter.patch" {
-            continue;
+    let mails: Vec<&PathBuf> = mails
+        .iter()
+        .filter(|mail| !mail.ends_with("0000-cover-letter.patch"))
+        .collect();
+    // It takes seconds for each patch, in one thread.
+    let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
+    let next = AtomicUsize::new(0);
+    let mut found = std::thread::scope(|scope| -> Result<Vec<(usize, Vec<String>)>> {
+        let work = || {
+            let mut found = Vec::new();
+            loop {
+                let index = next.fetch_add(1, Ordering::Relaxed);
+                let Some(mail) = mails.get(index) else {
+                    return Ok(found);
+                };
+                found.push((index, checkpatch_one(&tree, mail)?));
+            }
+        };
+        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+        let mut all = Vec::new();
+        for worker in workers {
+            let found: Result<_> = worker.join().expect("a worker does not panic");
+            all.extend(found?);
         }
-        // Whoever sends the series signs it off; nothing else is waived.
-        let mut perl = Command::new("perl");
-        perl.current_dir(&tree)
-            .args(["scripts/checkpatch.pl", "--strict", "--terse"]);
-        perl.args([
-            "--no-summary",
-            "--no-signoff",
-            "--show-types",
-            "--color=never",
-        ])
-        .arg(&mail);
-        let output = perl.output().context("failed to run perl")?;
-        let said = String::from_utf8_lossy(&output.stdout);
-        let own = said.lines().filter(|line| !line.trim().is_empty());
-        // What it prints begins with the mail's path.
-        messages.extend(own.map(|line| match line.find(&name) {
+        Ok(all)
+    })?;
+    found.sort();
+    Ok(found.into_iter().flat_map(|(_, said)| said).collect())
+}
+
+fn checkpatch_one(tree: &Path, mail: &Path) -> Result<Vec<String>> {
+    let name = mail
+        .file_name()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .into_owned();
+    // Whoever sends the series signs it off; nothing else is waived.
+    let mut perl = Command::new("perl");
+    perl.current_dir(tree)
+        .args(["scripts/checkpatch.pl", "--strict", "--terse"]);
+    perl.args([
+        "--no-summary",
+        "--no-signoff",
+        "--show-types",
+        "--color=never",
+    ])
+    .arg(mail);
+    let output = perl.output().context("failed to run perl")?;
+    let said = String::from_utf8_lossy(&output.stdout);
+    let own = said.lines().filter(|line| !line.trim().is_empty());
+    // What it prints begins with the mail's path.
+    let mut messages: Vec<String> = own
+        .map(|line| match line.find(&name) {
             Some(at) => line[at..].to_owned(),
             None => format!("{name}:1: {line}"),
-        }));
-        if !output.status.success() && said.trim().is_empty() {
-            let error = String::from_utf8_lossy(&output.stderr);
-            messages.push(format!("{name}:1: checkpatch failed: {error}"));
-        }
+        })
+        .collect();
+    if !output.status.success() && said.trim().is_empty() {
+        let error = String::from_utf8_lossy(&output.stderr);
+        messages.push(format!("{name}:1: checkpatch failed: {error}"));
     }
     Ok(messages)
 }
@@ -654,6 +694,18 @@ mod tests {
         }
         let good = ["kernel/wor", "k/x /proc/x\n"].concat();
         assert!(check(machine_paths, &[("README.md", &good)]).is_empty());
+    }
+
+    #[test]
+    fn a_file_that_rustfmt_would_change_is_found() {
+        let rustfmt = setup::rustfmt().expect("these tests need a rustfmt");
+        let config = crate::project::repository().join(".rustfmt.toml");
+        let check = |text: &str| misformatted(&rustfmt, &config, text.as_bytes()).unwrap();
+        assert_eq!(check("//! Ours.\nfn f() {}\n"), None);
+        let said = check("//! Ours.\nfn  f( ) {}\n").unwrap();
+        assert_eq!(said, "2: rustfmt would write `fn f() {}`");
+        assert!(check("fn f() {}\n\n\n").is_some(), "only at the end");
+        assert!(check("fn f( {\n").unwrap().contains("rustfmt failed"));
     }
 
     #[test]

@@ -4,8 +4,9 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
 
-const COMMANDS: [&str; 11] = [
-    "setup", "tree", "import", "apply", "build", "boot", "run", "test", "series", "tidy", "help",
+const COMMANDS: [&str; 12] = [
+    "setup", "tree", "import", "apply", "build", "boot", "run", "test", "series", "tidy", "litmus",
+    "help",
 ];
 
 /// Runs xtask with a cache of its own and nothing from the surroundings.
@@ -47,11 +48,13 @@ fn every_command_helps_with_a_sentence_and_an_example() {
 
 #[test]
 fn wrong_usage_is_2() {
-    let cases: [&[&str]; 6] = [
+    let cases: [&[&str]; 8] = [
         &["no-such-command"],
         &["tree"],
         &["apply"],
         &["build", "--arch", "vax"],
+        &["test", "--arch", "vax"],
+        &["setup", "--arch", "vax"],
         &["test", "--stage", "none"],
         &["boot", "--init", "/nonexistent/init"],
     ];

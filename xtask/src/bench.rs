@@ -1,0 +1,1089 @@
+//! `bench ipis`: the same seeded workload under every policy, and what each policy did for it.
+//!
+//! All that is compared are counts of the kernel's own. Times are recorded too, and marked where an
+//! emulator made them.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{ensure, Context, Result};
+use clap::Args;
+use comfy_table::{CellAlignment, Table};
+use serde::Serialize;
+
+use crate::arch::Arch;
+use crate::console::{self, Report};
+use crate::failure::{fail, Exit};
+use crate::guest::{self, Guest, GuestFile};
+use crate::project::Project;
+use crate::report::{Case, Status};
+use crate::sh;
+
+/// Every policy, in the table's order.
+const POLICIES: [&str; 4] = ["unconditional", "shootdown", "defer", "refcount"];
+/// Every workload that the guest program knows.
+const WORKLOADS: [&str; 3] = ["build", "threaded", "mix"];
+/// What the first process puts in front of its lines.
+const PREFIX: &str = "lazy-tlb-bench: ";
+/// What the kernel calls its counters in /proc/vmstat.
+const COUNTER: &str = "lazy_tlb_";
+
+/// What is measured.
+#[derive(Args, Clone)]
+pub struct Options {
+    /// How many emulated CPUs.
+    #[arg(long, default_value_t = 4, value_name = "N")]
+    pub cpus: usize,
+    /// Only these policies.
+    #[arg(long, value_delimiter = ',', value_name = "NAME[,NAME]", default_values = POLICIES,
+          value_parser = POLICIES)]
+    pub policy: Vec<String>,
+    /// Only these workloads.
+    #[arg(long, value_delimiter = ',', value_name = "NAME[,NAME]", default_values = WORKLOADS,
+          value_parser = WORKLOADS)]
+    pub workload: Vec<String>,
+    /// The same seed gives the same processes.
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    pub seed: u32,
+    /// Jobs of the build, of three to five processes each.
+    #[arg(long, default_value_t = 200, value_name = "N")]
+    pub jobs: u32,
+    /// Big threaded processes to end.
+    #[arg(long, default_value_t = 40, value_name = "N")]
+    pub rounds: u32,
+    /// x86: flushes leave lazy CPUs alone, so that the policy finds them all.
+    #[arg(long)]
+    pub skip_flush: bool,
+    /// How often everything is run.
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    pub repeat: u32,
+    /// More words for the kernel's command line, such as disable_radix.
+    #[arg(
+        long,
+        default_value = "",
+        value_name = "STR",
+        allow_hyphen_values = true
+    )]
+    pub append: String,
+    /// Seconds until a guest is ended.
+    #[arg(long, default_value_t = 1800, value_name = "S")]
+    pub timeout: u64,
+}
+
+/// A counter of the kernel, before the workload and when no mm waited any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+struct Counted {
+    before: u64,
+    after: u64,
+}
+
+/// How many mms were waiting from a time on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+struct Waiting {
+    ms: u64,
+    mms: u64,
+}
+
+/// One workload under one policy in one guest.
+#[derive(Clone, Debug, Serialize)]
+pub struct Record {
+    policy: String,
+    arch: String,
+    mmu: String,
+    cpus: usize,
+    workload: String,
+    seed: u32,
+    run: u32,
+    /// Processes that ended.
+    exits: u64,
+    final_drops: u64,
+    scanned: u64,
+    lazy_found: u64,
+    ipis: u64,
+    local: u64,
+    piggybacked: u64,
+    deferred: u64,
+    reaped: u64,
+    batched_rounds: u64,
+    batched_ipis: u64,
+    /// Since boot, as is the next.
+    max_waiting: u64,
+    longest_wait_ms: u64,
+    /// `yes`, `no`, or `unknown` where the kernel does not count what rounds freed.
+    drained: String,
+    drain_ms: u64,
+    /// Lazy CPUs of the big processes when they ended, all together.
+    lazy_at_exit: u64,
+    workload_ms: u64,
+    /// Whether the times are an emulator's.
+    times_emulated: bool,
+    skip_flush: bool,
+    jobs: u32,
+    rounds: u32,
+    kernel: String,
+    qemu: Vec<String>,
+    /// Every change in the number of waiting mms that was seen.
+    waiting: Vec<Waiting>,
+    /// If not, the numbers in `waiting` include mms that a round has freed.
+    waiting_exact: bool,
+    counters: BTreeMap<String, Counted>,
+}
+
+/// A record with what the console says besides.
+pub struct Outcome {
+    record: Record,
+    report: Report,
+}
+
+/// What the host knows of a run.
+struct Asked<'a> {
+    arch: &'a str,
+    policy: &'a str,
+    workload: &'a str,
+    options: &'a Options,
+    run: u32,
+    qemu: Vec<String>,
+    accel: &'a str,
+}
+
+fn records_of(outcomes: &[Outcome]) -> Vec<&Record> {
+    outcomes.iter().map(|outcome| &outcome.record).collect()
+}
+
+/// `key=value key=value`.
+fn pairs(line: &str) -> BTreeMap<&str, &str> {
+    line.split_whitespace()
+        .filter_map(|word| word.split_once('='))
+        .collect()
+}
+
+fn text<'a>(pairs: &BTreeMap<&str, &'a str>, key: &str) -> Result<&'a str> {
+    let value = pairs.get(key);
+    Ok(value.with_context(|| format!("the guest did not report {key}"))?)
+}
+
+fn number(pairs: &BTreeMap<&str, &str>, key: &str) -> Result<u64> {
+    let value = text(pairs, key)?;
+    value
+        .parse()
+        .with_context(|| format!("{key}={value} is no count"))
+}
+
+impl Record {
+    /// Reads a console; an error is a guest that did not report everything.
+    fn parse(console: &str, asked: &Asked<'_>) -> Result<Self> {
+        let console = console::without_stamps(console);
+        let mut setup = BTreeMap::new();
+        let mut result = BTreeMap::new();
+        let mut counters = BTreeMap::new();
+        let mut waiting = Vec::new();
+        for line in console
+            .lines()
+            .filter_map(|line| line.strip_prefix(PREFIX))
+            .map(pairs)
+        {
+            match text(&line, "what")? {
+                "setup" => setup = line,
+                "result" => result = line,
+                "counter" => {
+                    let counted = Counted {
+                        before: number(&line, "before")?,
+                        after: number(&line, "after")?,
+                    };
+                    counters.insert(text(&line, "name")?.to_owned(), counted);
+                }
+                "waiting" => waiting.push(Waiting {
+                    ms: number(&line, "ms")?,
+                    mms: number(&line, "mms")?,
+                }),
+                other => anyhow::bail!("the guest reports an unknown {other}"),
+            }
+        }
+        let policy = text(&setup, "policy")?;
+        ensure!(
+            policy == asked.policy,
+            "the guest's policy is {policy}, asked was {}",
+            asked.policy
+        );
+        let counted = |name: &str| -> Result<Counted> {
+            let name = format!("{COUNTER}{name}");
+            let counted = counters.get(&name).copied();
+            counted.with_context(|| format!("the kernel has no {name} in /proc/vmstat"))
+        };
+        let grown = |name: &str| -> Result<u64> {
+            let Counted { before, after } = counted(name)?;
+            after
+                .checked_sub(before)
+                .with_context(|| format!("{COUNTER}{name} fell from {before} to {after}"))
+        };
+        let options = asked.options;
+        Ok(Record {
+            policy: policy.into(),
+            arch: asked.arch.into(),
+            mmu: text(&setup, "mmu")?.into(),
+            cpus: usize::try_from(number(&setup, "cpus")?)?,
+            workload: text(&setup, "workload")?.into(),
+            seed: u32::try_from(number(&setup, "seed")?)?,
+            run: asked.run,
+            exits: number(&result, "exits")?,
+            final_drops: grown("final_drops")?,
+            scanned: grown("scanned")?,
+            lazy_found: grown("found_lazy")?,
+            ipis: grown("ipis")?,
+            local: grown("local")?,
+            piggybacked: grown("piggybacked")?,
+            deferred: grown("deferred")?,
+            reaped: grown("reaped")?,
+            batched_rounds: grown("rounds")?,
+            batched_ipis: grown("round_ipis")?,
+            max_waiting: counted("max_waiting")?.after,
+            longest_wait_ms: counted("longest_wait_ms")?.after,
+            drained: text(&result, "drained")?.into(),
+            drain_ms: number(&result, "drain_ms")?,
+            lazy_at_exit: number(&result, "lazy_at_exit")?,
+            workload_ms: number(&result, "ms")?,
+            times_emulated: asked.accel.starts_with("tcg"),
+            skip_flush: options.skip_flush,
+            jobs: options.jobs,
+            rounds: options.rounds,
+            kernel: text(&setup, "kernel")?.into(),
+            qemu: asked.qemu.clone(),
+            waiting,
+            waiting_exact: number(&result, "waiting_exact")? == 1,
+            counters,
+        })
+    }
+
+    /// IPIs of final drops that went to a lazy CPU.
+    fn ipis_to_lazy(&self) -> u64 {
+        self.lazy_found.saturating_sub(self.local).min(self.ipis)
+    }
+}
+
+/// Boots a guest for each run, workload and policy.
+///
+/// Each gets a fresh one, because the kernel counts maxima from its boot on. What there is so far
+/// is kept after each: a later guest may not come to its end.
+pub fn measure(
+    project: &Project,
+    arch: &'static Arch,
+    image: &Path,
+    accel: &str,
+    options: &Options,
+    keep: impl Fn(&[Outcome]) -> Result<()>,
+) -> Result<Vec<Outcome>> {
+    let program = project.guest_program(arch, "bench-init")?;
+    let initramfs = program.with_extension("cpio");
+    guest::write_initramfs(&initramfs, &[GuestFile::program("init", &program)?])?;
+    let limit = Duration::from_secs(options.timeout);
+    let mut outcomes = Vec::new();
+    for run in 1..=options.repeat {
+        for workload in &options.workload {
+            for policy in &options.policy {
+                let append = format!(
+                    "lazy_tlb={policy} LAZY_TLB_WORKLOAD={workload} LAZY_TLB_SEED={} \
+                     LAZY_TLB_JOBS={} LAZY_TLB_ROUNDS={} LAZY_TLB_SKIP_FLUSH={} {}",
+                    options.seed,
+                    options.jobs,
+                    options.rounds,
+                    u8::from(options.skip_flush),
+                    options.append
+                );
+                let log = format!("log/ipis-{}-{workload}-{policy}-{run}.log", arch.name);
+                let guest = Guest {
+                    arch,
+                    qemu: arch.qemu.into(),
+                    accel: accel.into(),
+                    image,
+                    initramfs: &initramfs,
+                    smp: options.cpus,
+                    append: append.trim_end(),
+                    timeout: limit,
+                    // It says nothing while it works.
+                    silence: limit,
+                    log: project.cache.path(log),
+                    echo: false,
+                };
+                let asked = Asked {
+                    arch: arch.name,
+                    policy,
+                    workload,
+                    options,
+                    run,
+                    qemu: command_line(&guest),
+                    accel,
+                };
+                let report = guest.boot()?;
+                report.check_end()?;
+                report.check_cpus()?;
+                let record = Record::parse(&report.text, &asked)
+                    .with_context(|| format!("{policy}/{}", asked.workload))?;
+                outcomes.push(Outcome { record, report });
+                keep(&outcomes)?;
+            }
+        }
+    }
+    Ok(outcomes)
+}
+
+/// The emulator's arguments, files by their names only: where they lie is of one machine.
+fn command_line(guest: &Guest<'_>) -> Vec<String> {
+    let command = guest.command();
+    std::iter::once(command.get_program())
+        .chain(command.get_args())
+        .map(|word| match Path::new(word) {
+            path if path.is_absolute() => path.file_name().unwrap_or(word),
+            _ => word,
+        })
+        .map(|word| word.to_string_lossy().into_owned())
+        .collect()
+}
+
+/// The runs of one policy and workload.
+struct Group<'a> {
+    policy: &'a str,
+    workload: &'a str,
+    records: Vec<&'a Record>,
+}
+
+impl Group<'_> {
+    fn sum(&self, count: impl Fn(&Record) -> u64) -> u64 {
+        self.records.iter().map(|record| count(record)).sum()
+    }
+
+    fn max(&self, value: impl Fn(&Record) -> u64) -> u64 {
+        let values = self.records.iter().map(|record| value(record));
+        values.max().unwrap_or(0)
+    }
+}
+
+fn groups<'a>(records: &[&'a Record]) -> Vec<Group<'a>> {
+    let mut groups: Vec<Group<'a>> = Vec::new();
+    for &record in records {
+        let same = |g: &&mut Group<'_>| g.policy == record.policy && g.workload == record.workload;
+        match groups.iter_mut().find(same) {
+            Some(group) => group.records.push(record),
+            None => groups.push(Group {
+                policy: &record.policy,
+                workload: &record.workload,
+                records: vec![record],
+            }),
+        }
+    }
+    groups
+}
+
+fn ratio(count: u64, of: u64, factor: f64) -> String {
+    match of {
+        0 => "-".into(),
+        _ => format!("{:.2}", count as f64 * factor / of as f64),
+    }
+}
+
+/// One row for each policy and workload; runs are taken together.
+fn table(records: &[&Record]) -> String {
+    let emulated = records.iter().any(|record| record.times_emulated);
+    let mut table = Table::new();
+    table.load_preset(comfy_table::presets::ASCII_MARKDOWN);
+    let wait = match emulated {
+        true => "longest wait ms, emulated",
+        false => "longest wait ms",
+    };
+    table.set_header([
+        "workload",
+        "policy",
+        "exits",
+        "IPIs per 1000 exits",
+        "scanned per exit",
+        "found lazy",
+        "piggybacked",
+        "precision %",
+        "rounds",
+        "round IPIs",
+        "max waiting",
+        wait,
+    ]);
+    for group in groups(records) {
+        let exits = group.sum(|r| r.exits);
+        let mut row = vec![
+            group.workload.into(),
+            group.policy.into(),
+            exits.to_string(),
+        ];
+        let counts = if group.policy == "refcount" {
+            // Nothing is scanned, found or interrupted where lazies hold references.
+            vec!["-".to_owned(); 9]
+        } else {
+            vec![
+                ratio(group.sum(|r| r.ipis), exits, 1000.0),
+                ratio(group.sum(|r| r.scanned), exits, 1.0),
+                group.sum(|r| r.lazy_found).to_string(),
+                group.sum(|r| r.piggybacked).to_string(),
+                ratio(
+                    group.sum(Record::ipis_to_lazy),
+                    group.sum(|r| r.ipis),
+                    100.0,
+                ),
+                group.sum(|r| r.batched_rounds).to_string(),
+                group.sum(|r| r.batched_ipis).to_string(),
+                group.max(|r| r.max_waiting).to_string(),
+                group.max(|r| r.longest_wait_ms).to_string(),
+            ]
+        };
+        row.extend(counts);
+        table.add_row(row);
+    }
+    for column in table.column_iter_mut().skip(2) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    table.to_string()
+}
+
+/// What must hold of the records, each as a case.
+fn verdict(records: &[&Record]) -> Vec<Case> {
+    let mut cases = Vec::new();
+    for record in records {
+        let name = |what: &str| {
+            let Record {
+                policy,
+                workload,
+                run,
+                ..
+            } = record;
+            format!("{workload}/{policy}/{run} {what}")
+        };
+        let mut check = |what: &str, checked: Result<()>| cases.push(Case::of(name(what), checked));
+        check("has no more mms waiting than CPUs", check_bound(record));
+        match record.policy.as_str() {
+            "shootdown" => {
+                check("interrupts lazy CPUs only", check_precision(record));
+                // An ordinary exit may find none; these are made so that they must.
+                if record.workload == "threaded" {
+                    check("finds lazy CPUs", check_found(record));
+                }
+            }
+            "defer" => {
+                check("interrupts in rounds only", check_rounds_only(record));
+                if record.workload == "threaded" {
+                    check("finds lazy CPUs", check_found(record));
+                    check("defers", check_deferred(record));
+                }
+            }
+            _ => (),
+        }
+        cases.push(match record.drained.as_str() {
+            "unknown" => Case::skipped(name("leaves no mm waiting")),
+            drained => Case::of(name("leaves no mm waiting"), check_drained(record, drained)),
+        });
+    }
+    let groups = groups(records);
+    for group in &groups {
+        let other = |policy: &str| {
+            let same = |g: &&Group<'_>| g.policy == policy && g.workload == group.workload;
+            groups.iter().find(same)
+        };
+        if group.policy != "unconditional" {
+            continue;
+        }
+        if let Some(shootdown) = other("shootdown") {
+            cases.push(Case::of(
+                format!("{}/unconditional interrupts no less", group.workload),
+                check_order(group, shootdown),
+            ));
+        }
+    }
+    for workload in WORKLOADS {
+        let exits: Vec<u64> = records
+            .iter()
+            .filter(|record| record.workload == workload)
+            .map(|record| record.exits)
+            .collect();
+        if exits.len() > 1 {
+            cases.push(Case::of(
+                format!("{workload}/is the same everywhere"),
+                check_exits(&exits),
+            ));
+        }
+    }
+    cases
+}
+
+fn check_precision(record: &Record) -> Result<()> {
+    let Record {
+        ipis,
+        lazy_found,
+        local,
+        ..
+    } = record;
+    ensure!(
+        *ipis <= lazy_found.saturating_sub(*local),
+        "{ipis} CPUs were interrupted, {lazy_found} were found lazy, {local} of them its own"
+    );
+    Ok(())
+}
+
+fn check_found(record: &Record) -> Result<()> {
+    ensure!(
+        record.lazy_found > 0,
+        "no CPU was found lazy in {} final drops, so nothing was shown",
+        record.final_drops
+    );
+    Ok(())
+}
+
+fn check_rounds_only(record: &Record) -> Result<()> {
+    ensure!(record.ipis == 0, "final drops sent {} IPIs", record.ipis);
+    Ok(())
+}
+
+fn check_deferred(record: &Record) -> Result<()> {
+    ensure!(record.deferred > 0, "no mm waited, so nothing was shown");
+    Ok(())
+}
+
+fn check_bound(record: &Record) -> Result<()> {
+    ensure!(
+        record.max_waiting <= record.cpus as u64,
+        "{} mms waited on {} CPUs",
+        record.max_waiting,
+        record.cpus
+    );
+    Ok(())
+}
+
+fn check_drained(record: &Record, drained: &str) -> Result<()> {
+    ensure!(
+        drained == "yes",
+        "drained={drained} after {} ms: {} deferred, {} reaped, {} rounds",
+        record.drain_ms,
+        record.deferred,
+        record.reaped,
+        record.batched_rounds
+    );
+    Ok(())
+}
+
+fn check_order(unconditional: &Group<'_>, shootdown: &Group<'_>) -> Result<()> {
+    let [more, less] = [unconditional, shootdown].map(|group| group.sum(|r| r.ipis));
+    ensure!(
+        more >= less,
+        "unconditional sent {more} IPIs, shootdown {less}"
+    );
+    Ok(())
+}
+
+fn check_exits(exits: &[u64]) -> Result<()> {
+    ensure!(
+        exits[0] > 0 && exits.iter().all(|&other| other == exits[0]),
+        "processes ended: {exits:?}"
+    );
+    Ok(())
+}
+
+/// The verdict, the consoles' part included.
+fn cases_of(outcomes: &[Outcome]) -> Vec<Case> {
+    let warnings = outcomes.iter().map(|Outcome { record, report }| {
+        let name = format!(
+            "{}/{}/{} has no warning",
+            record.workload, record.policy, record.run
+        );
+        Case::of(name, report.check_warnings())
+    });
+    let mut cases: Vec<Case> = warnings.collect();
+    cases.extend(verdict(&records_of(outcomes)));
+    cases
+}
+
+/// A small run for `test`.
+pub fn cases(
+    project: &Project,
+    arch: &'static Arch,
+    image: &Path,
+    accel: &str,
+) -> Result<Vec<Case>> {
+    let options = Options {
+        cpus: 4,
+        policy: ["unconditional", "shootdown", "defer"]
+            .map(String::from)
+            .into(),
+        workload: ["build", "threaded"].map(String::from).into(),
+        seed: 1,
+        jobs: 60,
+        rounds: 20,
+        skip_flush: false,
+        repeat: 1,
+        append: String::new(),
+        timeout: 300,
+    };
+    let outcomes = measure(project, arch, image, accel, &options, |_| Ok(()))?;
+    println!("\n{}\n", table(&records_of(&outcomes)));
+    let cases = cases_of(&outcomes);
+    Ok(cases.into_iter().map(|case| case.within("bench")).collect())
+}
+
+/// What the results' folder is called: the machine that they are of.
+fn machine(accel: &str, cpuinfo: &str, cores: usize) -> String {
+    if accel.starts_with("tcg") {
+        return format!("tcg-on-{cores}-cores");
+    }
+    let model = cpuinfo
+        .lines()
+        .find_map(|line| line.strip_prefix("model name")?.split_once(':'))
+        .map_or("unknown", |(_, model)| model);
+    let dashed: String = model
+        .to_lowercase()
+        .chars()
+        .map(|c| if c.is_ascii_alphanumeric() { c } else { '-' })
+        .collect();
+    let words: Vec<&str> = dashed.split('-').filter(|word| !word.is_empty()).collect();
+    words.join("-")
+}
+
+/// Where the records go if nothing else is said.
+fn default_json(project: &Project, arch: &Arch, accel: &str, options: &Options) -> PathBuf {
+    let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
+    let suffix = if options.skip_flush {
+        "-skip-flush"
+    } else {
+        ""
+    };
+    project.repo.join(format!(
+        "results/{}/ipis-{}-{}{suffix}.json",
+        machine(accel, &cpuinfo, cores),
+        arch.name,
+        options.cpus
+    ))
+}
+
+/// `bench ipis` itself: the guests, the file, the table, the verdict.
+pub fn run(
+    project: &Project,
+    arch: &'static Arch,
+    skip: &[String],
+    options: &Options,
+    json: Option<&Path>,
+) -> Result<Exit> {
+    if options.cpus < 2 || options.repeat < 1 {
+        return Err(fail(
+            Exit::Usage,
+            "nothing can be measured on one CPU, or in no run",
+            "give --cpus 2 and --repeat 1 at least",
+        ));
+    }
+    let shop = project.workshop(skip, &[arch])?;
+    let image = shop.build(arch, "default")?.image()?;
+    let accel = guest::accelerator(&project.cache, arch, &image)?;
+    let path = match json {
+        Some(path) => path.to_owned(),
+        None => default_json(project, arch, &accel, options),
+    };
+    let outcomes = measure(project, arch, &image, &accel, options, |outcomes| {
+        let records = records_of(outcomes);
+        sh::write_whole(&path, serde_json::to_string_pretty(&records)?.as_bytes())
+    })?;
+    let records = records_of(&outcomes);
+    println!("\n{}\n\n{}", table(&records), path.display());
+    let cases = cases_of(&outcomes);
+    let failed: Vec<&Case> = cases
+        .iter()
+        .filter(|case| case.status == Status::Fail)
+        .collect();
+    for case in &failed {
+        println!("{}: {}", case.name, case.detail);
+    }
+    for case in cases.iter().filter(|case| case.status == Status::Skip) {
+        println!("{}: cannot be told", case.name);
+    }
+    if failed.is_empty() {
+        println!("verdict: PASS ({} checks)", cases.len());
+        return Ok(Exit::Ok);
+    }
+    Err(fail(
+        Exit::Failed,
+        format!("{} of {} checks failed", failed.len(), cases.len()),
+        format!(
+            "the consoles are in {}",
+            project.cache.path("log").display()
+        ),
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::console::End;
+
+    /// A guest's console, as far as it matters.
+    const CONSOLE: &str = "\
+[    2.000000] Run /init as init process
+lazy-tlb-guest: cpus=4
+lazy-tlb-bench: what=setup policy=defer workload=threaded seed=7 jobs=60 rounds=20 skip_flush=0 cpus=4 mmu=radix kernel=7.3.4
+[    3.141592] lazy-tlb-bench: what=counter name=lazy_tlb_final_drops before=9 after=29
+lazy-tlb-bench: what=counter name=lazy_tlb_scanned before=20 after=80
+lazy-tlb-bench: what=counter name=lazy_tlb_found_lazy before=1 after=31
+lazy-tlb-bench: what=counter name=lazy_tlb_ipis before=0 after=0
+lazy-tlb-bench: what=counter name=lazy_tlb_local before=0 after=0
+lazy-tlb-bench: what=counter name=lazy_tlb_piggybacked before=5 after=35
+lazy-tlb-bench: what=counter name=lazy_tlb_deferred before=1 after=11
+lazy-tlb-bench: what=counter name=lazy_tlb_reaped before=1 after=8
+lazy-tlb-bench: what=counter name=lazy_tlb_rounds before=0 after=1
+lazy-tlb-bench: what=counter name=lazy_tlb_round_ipis before=0 after=3
+lazy-tlb-bench: what=counter name=lazy_tlb_max_waiting before=1 after=4
+lazy-tlb-bench: what=counter name=lazy_tlb_longest_wait_ms before=12 after=1103
+lazy-tlb-bench: what=waiting ms=0 mms=0
+lazy-tlb-bench: what=waiting ms=40 mms=3
+lazy-tlb-bench: what=result exits=20 lazy_at_exit=60 ms=812 drained=yes drain_ms=1250 waiting_exact=1 samples=90 samples_dropped=0
+lazy-tlb-guest: done status=0
+";
+
+    fn options() -> Options {
+        Options {
+            cpus: 4,
+            policy: POLICIES.map(String::from).into(),
+            workload: WORKLOADS.map(String::from).into(),
+            seed: 7,
+            jobs: 60,
+            rounds: 20,
+            skip_flush: false,
+            repeat: 1,
+            append: String::new(),
+            timeout: 1,
+        }
+    }
+
+    fn parse(console: &str, policy: &str) -> Result<Record> {
+        let asked = Asked {
+            arch: "powerpc",
+            policy,
+            workload: "threaded",
+            options: &options(),
+            run: 1,
+            qemu: vec!["qemu".into()],
+            accel: "tcg,thread=multi",
+        };
+        Record::parse(console, &asked)
+    }
+
+    fn record(policy: &str) -> Record {
+        let console = CONSOLE.replace("policy=defer", &format!("policy={policy}"));
+        let mut record = parse(&console, policy).unwrap();
+        match policy {
+            "shootdown" => (record.ipis, record.local) = (25, 5),
+            "unconditional" => (record.ipis, record.local) = (40, 20),
+            _ => (),
+        }
+        record
+    }
+
+    fn all() -> Vec<Record> {
+        POLICIES.map(record).into()
+    }
+
+    fn failures(records: &[Record]) -> Vec<String> {
+        let records: Vec<&Record> = records.iter().collect();
+        verdict(&records)
+            .into_iter()
+            .filter(|case| case.status == Status::Fail)
+            .map(|case| case.name)
+            .collect()
+    }
+
+    /// The failures after a change to the record of one policy.
+    fn broken(policy: &str, change: impl Fn(&mut Record)) -> Vec<String> {
+        let mut records = all();
+        for record in records.iter_mut().filter(|r| r.policy == policy) {
+            change(record);
+        }
+        failures(&records)
+    }
+
+    #[test]
+    fn a_console_is_read() {
+        let record = parse(CONSOLE, "defer").unwrap();
+        assert_eq!((record.final_drops, record.scanned), (20, 60));
+        assert_eq!((record.lazy_found, record.ipis), (30, 0));
+        assert_eq!((record.deferred, record.reaped), (10, 7));
+        assert_eq!((record.batched_rounds, record.batched_ipis), (1, 3));
+        assert_eq!((record.max_waiting, record.longest_wait_ms), (4, 1103));
+        assert_eq!((record.mmu.as_str(), record.seed), ("radix", 7));
+        assert_eq!(record.waiting[1], Waiting { ms: 40, mms: 3 });
+        assert_eq!(record.counters["lazy_tlb_piggybacked"].after, 35);
+        assert!(record.times_emulated && record.waiting_exact);
+    }
+
+    #[test]
+    fn what_is_missing_is_named() {
+        let error = |console: &str, policy: &str| {
+            let error = parse(console, policy).err().unwrap();
+            format!("{error:#}")
+        };
+        assert!(error(CONSOLE, "shootdown").contains("policy is defer"));
+        let without = CONSOLE.replace("lazy_tlb_round_ipis", "lazy_tlb_other");
+        assert!(error(&without, "defer").contains("no lazy_tlb_round_ipis"));
+        let fallen = CONSOLE.replace("before=9 after=29", "before=9 after=8");
+        assert!(error(&fallen, "defer").contains("fell from 9 to 8"));
+        assert!(error(&CONSOLE.replace(" exits=20", ""), "defer").contains("exits"));
+        assert!(error("", "defer").contains("policy"));
+    }
+
+    #[test]
+    fn good_records_pass() {
+        assert_eq!(failures(&all()), Vec::<String>::new());
+        let all = all();
+        let count = verdict(&all.iter().collect::<Vec<_>>()).len();
+        // Bound and drained for each; 2 of shootdown, 3 of defer; the order; the exits.
+        assert_eq!(count, 2 * 4 + 2 + 3 + 1 + 1);
+    }
+
+    #[test]
+    fn an_ipi_to_a_cpu_that_is_not_lazy_fails() {
+        assert_eq!(
+            broken("shootdown", |r| r.ipis += 1),
+            ["threaded/shootdown/1 interrupts lazy CPUs only"]
+        );
+        assert_eq!(
+            broken("shootdown", |r| r.local += 1),
+            ["threaded/shootdown/1 interrupts lazy CPUs only"]
+        );
+    }
+
+    #[test]
+    fn a_run_without_lazy_cpus_shows_nothing() {
+        let none = |r: &mut Record| (r.lazy_found, r.ipis, r.local) = (0, 0, 0);
+        assert_eq!(
+            broken("shootdown", none),
+            ["threaded/shootdown/1 finds lazy CPUs"]
+        );
+        assert_eq!(broken("defer", none), ["threaded/defer/1 finds lazy CPUs"]);
+        assert_eq!(
+            broken("defer", |r| r.deferred = 0),
+            ["threaded/defer/1 defers"]
+        );
+        // The build need not find any.
+        let mut build = record("shootdown");
+        build.workload = "build".into();
+        none(&mut build);
+        assert!(failures(&[build]).is_empty());
+    }
+
+    #[test]
+    fn defer_must_not_interrupt_outside_rounds() {
+        assert_eq!(
+            broken("defer", |r| r.ipis = 1),
+            ["threaded/defer/1 interrupts in rounds only"]
+        );
+    }
+
+    #[test]
+    fn more_waiting_mms_than_cpus_fail() {
+        assert_eq!(
+            broken("defer", |r| r.max_waiting = 5),
+            ["threaded/defer/1 has no more mms waiting than CPUs"]
+        );
+    }
+
+    #[test]
+    fn unconditional_must_not_interrupt_less() {
+        assert_eq!(
+            broken("unconditional", |r| r.ipis = 24),
+            ["threaded/unconditional interrupts no less"]
+        );
+        assert!(broken("unconditional", |r| r.ipis = 25).is_empty());
+    }
+
+    #[test]
+    fn a_mm_that_is_left_fails_and_an_unknown_is_skipped() {
+        assert_eq!(
+            broken("defer", |r| r.drained = "no".into()),
+            ["threaded/defer/1 leaves no mm waiting"]
+        );
+        let mut unknown = record("defer");
+        unknown.drained = "unknown".into();
+        let cases = verdict(&[&unknown]);
+        assert!(cases.iter().any(|case| case.status == Status::Skip));
+    }
+
+    #[test]
+    fn another_workload_than_the_others_fails() {
+        assert_eq!(
+            broken("refcount", |r| r.exits += 1),
+            ["threaded/is the same everywhere"]
+        );
+        let none: Vec<Record> = all()
+            .into_iter()
+            .map(|r| Record { exits: 0, ..r })
+            .collect();
+        assert_eq!(failures(&none), ["threaded/is the same everywhere"]);
+    }
+
+    #[test]
+    fn a_warning_fails() {
+        let text = format!("{CONSOLE}[ 4.0] WARNING: CPU: 1 PID: 1 at mm/lazy_tlb/slot.c:1\n");
+        let outcome = |text: String| Outcome {
+            record: record("defer"),
+            report: Report::new(text, End::Exited, 4, Path::new("gone")),
+        };
+        let failed = |outcome: Outcome| {
+            let cases = cases_of(&[outcome]);
+            let failed = cases.into_iter().filter(|case| case.status == Status::Fail);
+            failed.map(|case| case.name).collect::<Vec<_>>()
+        };
+        assert_eq!(failed(outcome(text)), ["threaded/defer/1 has no warning"]);
+        assert!(failed(outcome(CONSOLE.into())).is_empty());
+    }
+
+    #[test]
+    fn the_table_has_rates_and_takes_runs_together() {
+        let mut records = all();
+        records.push(Record {
+            run: 2,
+            ipis: 15,
+            lazy_found: 20,
+            ..record("shootdown")
+        });
+        let text = table(&records.iter().collect::<Vec<_>>());
+        let row = text
+            .lines()
+            .find(|line| line.contains("shootdown"))
+            .unwrap();
+        let cells: Vec<&str> = row.split('|').map(str::trim).collect();
+        // 25 + 15 IPIs in 40 exits, 120 scanned, all 40 to lazy CPUs.
+        assert_eq!(cells[3..6], ["40", "1000.00", "3.00"], "{text}");
+        assert_eq!(cells[8], "100.00", "{text}");
+        // 30 were lazy, but 20 of these its own CPU: 10 of 40.
+        let row = text.lines().find(|l| l.contains("unconditional")).unwrap();
+        assert!(row.contains("25.00"), "{text}");
+        assert!(text.contains("emulated"), "{text}");
+    }
+
+    #[test]
+    fn the_json_is_a_list_of_records_with_the_keys_promised() {
+        let all = all();
+        let text = serde_json::to_string(&all.iter().collect::<Vec<_>>()).unwrap();
+        let json: serde_json::Value = serde_json::from_str(&text).unwrap();
+        let list = json.as_array().unwrap();
+        assert_eq!(list.len(), 4);
+        for key in [
+            "policy",
+            "arch",
+            "mmu",
+            "cpus",
+            "workload",
+            "seed",
+            "exits",
+            "scanned",
+            "lazy_found",
+            "ipis",
+            "local",
+            "piggybacked",
+            "batched_rounds",
+            "batched_ipis",
+            "max_waiting",
+            "longest_wait_ms",
+            "run",
+            "kernel",
+            "qemu",
+            "counters",
+        ] {
+            assert!(list[0].get(key).is_some(), "{key}");
+        }
+        assert_eq!(list[2]["waiting"][1]["mms"], 3);
+        assert_eq!(list[2]["counters"]["lazy_tlb_rounds"]["after"], 1);
+    }
+
+    /// With a script as the emulator: who is booted, with what, and what is kept.
+    #[test]
+    fn every_policy_and_workload_gets_a_guest() {
+        use std::os::unix::fs::PermissionsExt;
+
+        let dir = tempfile::tempdir().unwrap();
+        let script = dir.path().join("qemu");
+        let fill = "s/policy=defer/policy='$policy'/; s/workload=threaded/workload='$workload'/";
+        let text = format!(
+            "#!/bin/sh\npolicy=$(echo \"$*\" | sed 's/.*lazy_tlb=\\([a-z]*\\).*/\\1/')\n\
+             workload=$(echo \"$*\" | sed 's/.*_WORKLOAD=\\([a-z]*\\).*/\\1/')\n\
+             sed '{fill}' <<END\n{CONSOLE}END\n"
+        );
+        std::fs::write(&script, text).unwrap();
+        std::fs::set_permissions(&script, PermissionsExt::from_mode(0o755)).unwrap();
+        let arch = Arch {
+            qemu: Box::leak(script.to_string_lossy().into_owned().into_boxed_str()),
+            gcc: "gcc",
+            ..*crate::arch::find("x86_64").unwrap()
+        };
+        let project = Project {
+            repo: crate::project::repository(),
+            cache: crate::cache::Cache::at(dir.path().join("cache")).unwrap(),
+            linux: None,
+        };
+        let options = Options {
+            workload: ["build", "threaded"].map(String::from).into(),
+            repeat: 2,
+            append: "disable_radix".into(),
+            timeout: 30,
+            ..options()
+        };
+        let kept = std::cell::Cell::new(0);
+        let image = Path::new("bzImage");
+        let outcomes = measure(
+            &project,
+            Box::leak(arch.into()),
+            image,
+            "tcg",
+            &options,
+            |so_far| {
+                kept.set(kept.get() + 1);
+                assert_eq!(so_far.len(), kept.get());
+                Ok(())
+            },
+        )
+        .unwrap();
+        assert_eq!((outcomes.len(), kept.get()), (2 * 2 * 4, 16));
+        let last = &outcomes[15].record;
+        assert_eq!(
+            (last.workload.as_str(), last.policy.as_str()),
+            ("threaded", "refcount")
+        );
+        assert_eq!(last.run, 2);
+        let line = last.qemu.join(" ");
+        for words in [
+            "LAZY_TLB_SEED=7",
+            "LAZY_TLB_JOBS=60",
+            "disable_radix",
+            "-smp 4",
+        ] {
+            assert!(line.contains(words), "{line}");
+        }
+    }
+
+    #[test]
+    fn the_machine_is_named() {
+        let cpuinfo = "processor\t: 0\nmodel name\t: Some(R) CPU @ 2.00GHz\n";
+        assert_eq!(machine("tcg,thread=multi", cpuinfo, 2), "tcg-on-2-cores");
+        assert_eq!(machine("kvm", cpuinfo, 2), "some-r-cpu-2-00ghz");
+        assert_eq!(machine("kvm", "", 2), "unknown");
+    }
+
+    #[test]
+    fn the_command_line_names_no_folder() {
+        let guest = Guest {
+            arch: crate::arch::find("x86_64").unwrap(),
+            qemu: "qemu-system-x86_64".into(),
+            accel: "tcg".into(),
+            image: Path::new("/some/where/bzImage"),
+            initramfs: Path::new("/some/where/bench-init.cpio"),
+            smp: 128,
+            append: "lazy_tlb=defer",
+            timeout: Duration::from_secs(1),
+            silence: Duration::from_secs(1),
+            log: "log".into(),
+            echo: false,
+        };
+        let line = command_line(&guest).join(" ");
+        assert!(line.starts_with("qemu-system-x86_64 "), "{line}");
+        assert!(line.contains("-smp 128") && line.contains("lazy_tlb=defer"));
+        assert!(line.contains("-kernel bzImage") && !line.contains("/some"));
+    }
+}
