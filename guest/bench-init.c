@@ -14,7 +14,6 @@
  */
 #include "common.h"
 
-#include <sys/resource.h>
 #include <sys/utsname.h>
 
 #define WORK		"--work"
@@ -366,27 +365,6 @@ struct big {
 	bool bare;	/* end with nothing mapped, so that no flush is needed */
 };
 
-/* The way back from the system call faults, and ends the process. */
-static void unmap_everything(void)
-{
-	const struct rlimit no_core = { 0, 0 };
-	unsigned long start, end, top = 0;
-	FILE *maps = fopen("/proc/self/maps", "r");
-	char line[512];
-
-	if (!maps)
-		lazy_fail("/proc/self/maps: %s", strerror(errno));
-	while (fgets(line, sizeof(line), maps))
-		/* The kernel maps that one for everybody, at the top. */
-		if (sscanf(line, "%lx-%lx", &start, &end) == 2 &&
-		    !strstr(line, "[vsyscall]") && end > top)
-			top = end;
-	fclose(maps);
-	setrlimit(RLIMIT_CORE, &no_core);
-	syscall(SYS_munmap, 0UL, top);
-	lazy_fail("munmap of %lx bytes: %s", top, strerror(errno));
-}
-
 static void big_process(const struct lazy_cpus *where, void *arg)
 {
 	const struct big *big = arg;
@@ -401,7 +379,7 @@ static void big_process(const struct lazy_cpus *where, void *arg)
 		lazy_sleep_us(1000);
 	atomic_fetch_add(&shared->lazy_at_exit, s.lazy_cpus);
 	if (big->bare)
-		unmap_everything();
+		lazy_unmap_everything();
 }
 
 /* @busy: other processes are about, so any number of CPUs will do. */

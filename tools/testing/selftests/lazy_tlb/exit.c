@@ -8,8 +8,6 @@
  */
 #include "harness.h"
 
-#include <sys/resource.h>
-
 /* What this program returns when it is exec'ed to replace a dying mm. */
 #define EXEC_ARG	"--exec-target"
 #define EXEC_CODE	42
@@ -114,27 +112,6 @@ static void unmap_under_lazies(const struct job *job, const struct lazy_cpus *cp
 		  s->lazy_cpus, lazy);
 }
 
-/* Unmap the whole address space: the way back from the system call faults. */
-static void unmap_everything(void)
-{
-	const struct rlimit no_core = { 0, 0 };
-	unsigned long start, end, top = 0;
-	FILE *maps = fopen("/proc/self/maps", "r");
-	char line[512];
-
-	if (!maps)
-		lazy_fail("/proc/self/maps: %s", strerror(errno));
-	while (fgets(line, sizeof(line), maps))
-		/* Not what the kernel has mapped for everyone, at the top. */
-		if (sscanf(line, "%lx-%lx", &start, &end) == 2 &&
-		    !strstr(line, "[vsyscall]") && end > top)
-			top = end;
-	fclose(maps);
-	setrlimit(RLIMIT_CORE, &no_core);
-	syscall(SYS_munmap, 0UL, top);
-	lazy_fail("munmap of %lx bytes: %s", top, strerror(errno));
-}
-
 static void leave_lazies_and_end(const struct lazy_cpus *cpus, void *arg)
 {
 	char *const exec_argv[] = { "exit", EXEC_ARG, NULL };
@@ -157,7 +134,7 @@ static void leave_lazies_and_end(const struct lazy_cpus *cpus, void *arg)
 		lazy_fail("exec: %s", strerror(errno));
 	}
 	if (job->unmap)
-		unmap_everything();
+		lazy_unmap_everything();
 }
 
 TEST_F_TIMEOUT(exit, lazies, LAZY_TIMEOUT)

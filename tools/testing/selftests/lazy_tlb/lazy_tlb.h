@@ -24,6 +24,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -272,6 +273,27 @@ static inline int lazy_run(const struct lazy_cpus *cpus,
 	if (pid < 0 || waitpid(pid, &status, 0) != pid)
 		return -1;
 	return status;
+}
+
+/* Unmap the whole address space: the way back from the system call faults. */
+static inline void lazy_unmap_everything(void)
+{
+	const struct rlimit no_core = { 0, 0 };
+	unsigned long start, end, top = 0;
+	FILE *maps = fopen("/proc/self/maps", "r");
+	char line[512];
+
+	if (!maps)
+		lazy_fail("/proc/self/maps: %s", strerror(errno));
+	while (fgets(line, sizeof(line), maps))
+		/* Not what the kernel has mapped for everyone, at the top. */
+		if (sscanf(line, "%lx-%lx", &start, &end) == 2 &&
+		    !strstr(line, "[vsyscall]") && end > top)
+			top = end;
+	fclose(maps);
+	setrlimit(RLIMIT_CORE, &no_core);
+	syscall(SYS_munmap, 0UL, top);
+	lazy_fail("munmap of %lx bytes: %s", top, strerror(errno));
 }
 
 /* ---- leaving CPUs lazy ------------------------------------------------ */
