@@ -151,7 +151,7 @@ bool lazy_tlb_flush_waiting(void);
 
 /* In Rust, mm/lazy_tlb/lazy_tlb.rs. */
 void lazy_tlb_final_drop(struct mm_struct *mm);
-bool lazy_tlb_scan(void);
+void lazy_tlb_scan(void);
 void lazy_tlb_flush(void);
 size_t lazy_tlb_nr_waiting(void);
 bool lazy_tlb_select_policy(const char *name);

@@ -116,8 +116,8 @@ pub(crate) fn round() {
     lazy_tlb::count(Event::Flushed, reap(lazy_tlb::waiting(), |_| ()));
 }
 
-/// Looks at all mms that wait. Returns whether any is left.
-pub(crate) fn scan() -> bool {
+/// Looks at all mms that wait, and sees to it that this is done again if any is left.
+pub(crate) fn scan() {
     let mut overdue = false;
     let reaped = reap(lazy_tlb::waiting(), |mm| overdue |= mm.age() >= BOUND);
 
@@ -126,11 +126,9 @@ pub(crate) fn scan() -> bool {
         round();
     }
 
-    let left = lazy_tlb::waiting() != 0;
-    if left {
+    if lazy_tlb::waiting() != 0 {
         lazy_tlb::scan_later(SCAN_INTERVAL);
     }
-    left
 }
 
 impl Policy for Defer {

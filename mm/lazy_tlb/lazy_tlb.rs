@@ -48,14 +48,14 @@ pub unsafe extern "C" fn lazy_tlb_final_drop(mm: *mut bindings::mm_struct) {
     }
 }
 
-/// Looks at the mms that wait for lazy CPUs. Returns whether any is left.
+/// Looks at the mms that wait for lazy CPUs.
 ///
 /// # Safety
 ///
 /// Must be called from a task that may sleep, one at a time.
 #[export]
-pub unsafe extern "C" fn lazy_tlb_scan() -> bool {
-    defer::scan()
+pub unsafe extern "C" fn lazy_tlb_scan() {
+    defer::scan();
 }
 
 /// Frees all mms that wait, which takes a cross-call if CPUs are lazy on them.

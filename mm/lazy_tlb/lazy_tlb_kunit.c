@@ -394,6 +394,81 @@ static void unuse_mm_after_migration(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, set_cpus_allowed_ptr(current, cpumask_of(f->cpu[0])), 0);
 }
 
+/* Uses one mm after the other until it is told to stop. */
+struct roamer {
+	struct kthread_work work;
+	struct kthread_work chase;
+	struct task_struct *task;
+	const struct cpumask *where;
+	bool stop;
+	unsigned long mms;
+};
+
+static void roam_fn(struct kthread_work *work)
+{
+	struct roamer *roamer = container_of(work, struct roamer, work);
+
+	while (!READ_ONCE(roamer->stop)) {
+		struct mm_struct *mm = mm_alloc();
+
+		if (!mm)
+			break;
+		kthread_use_mm(mm);
+		kthread_unuse_mm(mm);
+		mmput(mm);
+		roamer->mms++;
+		cond_resched();
+	}
+}
+
+/* In front of whoever runs on this CPU: send the roamer away. */
+static void chase_fn(struct kthread_work *work)
+{
+	struct roamer *roamer = container_of(work, struct roamer, chase);
+
+	set_cpus_allowed_ptr(roamer->task, roamer->where);
+}
+
+/*
+ * A thread may be preempted anywhere in kthread_use_mm() and kthread_unuse_mm(),
+ * and go on elsewhere. Whoever preempts it is lazy on its mm, and stays so: the
+ * final drop must find that CPU. With interrupts disabled in there, a wakeup
+ * arrives when they are enabled again, which is between the switch to the mm
+ * and what comes after it. Nothing is expected but that the kernel does not warn.
+ */
+static void use_mm_preempted_and_migrated(struct kunit *test)
+{
+	struct fixture *f = test->priv;
+	struct roamer roamer = {};
+	struct kthread_worker *worker;
+	unsigned int i, here = 1, there = 2;
+
+	if (f->nr < 3)
+		kunit_skip(test, "needs three online CPUs");
+
+	worker = kthread_run_worker(0, "lazy_tlb_roamer");
+	KUNIT_ASSERT_NOT_ERR_OR_NULL(test, worker);
+	roamer.task = worker->task;
+	set_cpus_allowed_ptr(roamer.task, cpumask_of(f->cpu[here]));
+	sched_set_fifo(f->worker[here]->task);
+	sched_set_fifo(f->worker[there]->task);
+
+	kthread_init_work(&roamer.work, roam_fn);
+	kthread_queue_work(worker, &roamer.work);
+	for (i = 0; i < 1000; i++) {
+		roamer.where = cpumask_of(f->cpu[there]);
+		kthread_init_work(&roamer.chase, chase_fn);
+		kthread_queue_work(f->worker[here], &roamer.chase);
+		kthread_flush_work(&roamer.chase);
+		swap(here, there);
+		/* A prime, so that it does not keep pace with anything. */
+		udelay(i % 97);
+	}
+	WRITE_ONCE(roamer.stop, true);
+	kthread_destroy_worker(worker);
+	KUNIT_EXPECT_GT(test, roamer.mms, 0);
+}
+
 /* ---- the final drop --------------------------------------------------- */
 
 /* An mm that no CPU has borrowed goes without anybody being interrupted. */
@@ -673,11 +748,38 @@ static void deferred_mms_can_be_flushed(struct kunit *test)
 	expect_round(test, &before);
 }
 
+/* Whoever is short of memory does not have to wait for the time to be up either. */
+static void deferred_mms_yield_to_memory_pressure(struct kunit *test)
+{
+	struct fixture *f = test->priv;
+	struct counts before;
+	unsigned long start;
+	int attempt;
+
+	skip_unless_defer(test);
+	/* After a second a scan would have done it: that would show nothing. */
+	for (attempt = 0; attempt < 5; attempt++) {
+		start = jiffies;
+		defer_one_per_cpu(test, &before);
+		KUNIT_EXPECT_EQ(test, lazy_tlb_nr_waiting(), f->nr - 1);
+		drop_slab();
+		while (lazy_tlb_nr_waiting() && time_before(jiffies, start + HZ))
+			msleep(20);
+		if (time_before(jiffies, start + HZ))
+			break;
+		lazy_tlb_flush_waiting();
+	}
+	KUNIT_EXPECT_LT(test, attempt, 5);
+	KUNIT_EXPECT_EQ(test, lazy_tlb_nr_waiting(), 0);
+	expect_round(test, &before);
+}
+
 static struct kunit_case lazy_tlb_test_cases[] = {
 	KUNIT_CASE(unuse_mm_publishes),
 	KUNIT_CASE(kernel_to_kernel_keeps_the_slot),
 	KUNIT_CASE(use_mm_retires),
 	KUNIT_CASE(unuse_mm_after_migration),
+	KUNIT_CASE_SLOW(use_mm_preempted_and_migrated),
 	KUNIT_CASE(no_cpu_is_lazy),
 	KUNIT_CASE(this_cpu_is_lazy),
 	KUNIT_CASE(every_lazy_cpu_is_found),
@@ -686,6 +788,7 @@ static struct kunit_case lazy_tlb_test_cases[] = {
 	KUNIT_CASE_SLOW(deferred_mm_is_reaped),
 	KUNIT_CASE_SLOW(deferred_mms_share_a_round),
 	KUNIT_CASE(deferred_mms_can_be_flushed),
+	KUNIT_CASE(deferred_mms_yield_to_memory_pressure),
 	{}
 };
 

@@ -221,7 +221,7 @@ TEST_F_TIMEOUT(churn, fork_exec_exit, LAZY_TIMEOUT)
 TEST_F_TIMEOUT(churn, no_leak, LAZY_TIMEOUT)
 {
 	/* Free objects in per-CPU caches count as used: leave room for them. */
-	long room = 100 + 100 * self->t.cpus.nr;
+	long room = 50 + 50 * self->t.cpus.nr;
 	long before, after;
 	double end;
 
