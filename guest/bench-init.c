@@ -362,8 +362,18 @@ static void make(unsigned int seed, long jobs)
 
 struct big {
 	int helpers;
+	bool gone;	/* it has been on the other CPUs; no thread is left there */
 	bool bare;	/* end with nothing mapped, so that no flush is needed */
 };
+
+static void roam(const struct lazy_cpus *where, int helpers)
+{
+	int i;
+
+	for (i = helpers; i >= 0; i--)
+		if (!lazy_pin(0, where->cpu[i]))
+			lazy_fail("cannot run on CPU %d: %s", where->cpu[i], strerror(errno));
+}
 
 static void big_process(const struct lazy_cpus *where, void *arg)
 {
@@ -371,7 +381,10 @@ static void big_process(const struct lazy_cpus *where, void *arg)
 	struct lazy_self s = { .lazy_cpus = 0 };
 
 	touch(64);
-	lazy_crowd_start(&crowd, where, big->helpers);
+	if (big->gone)
+		roam(where, big->helpers);
+	else
+		lazy_crowd_start(&crowd, where, big->helpers);
 	/* All are about to block: give them the time. */
 	if (policy_known)
 		lazy_wait(big->helpers, 50 + 10 * big->helpers, &s);
@@ -392,6 +405,7 @@ static bool big_processes(unsigned int seed, long rounds, bool busy)
 
 	for (i = 0; i < rounds; i++) {
 		big.bare = i & 1;
+		big.gone = i & 2;
 		big.helpers = cpus.nr - 1;
 		if (busy && big.helpers > 1)
 			big.helpers = 1 + lazy_random(&rng) % big.helpers;

@@ -4,8 +4,9 @@
  * the other, and reports them on the console the way the kselftest runner
  * does, as KTAP with each program's own results nested.
  *
- * On the kernel command line: LAZY_TLB_TEST_TIMEOUT, seconds for one program, and
- * LAZY_TLB_SKIP, the name of a program to leave out.
+ * On the kernel command line: LAZY_TLB_TEST_TIMEOUT, seconds for one program;
+ * LAZY_TLB_SKIP, the name of a program to leave out; and LAZY_TLB_STOP=1 to end
+ * after the first program that fails.
  */
 #include "common.h"
 
@@ -171,10 +172,46 @@ static int is_program(const struct dirent *entry)
 	return !stat(path, &st) && S_ISREG(st.st_mode) && !access(path, X_OK);
 }
 
+static void roam_and_end(const struct lazy_cpus *cpus, void *arg)
+{
+	int i;
+
+	(void)arg;
+	for (i = cpus->nr - 1; i >= 0; i--)
+		lazy_pin(0, cpus->cpu[i]);
+	/* Not a flush, only the final drop could make those CPUs let go. */
+	lazy_unmap_everything();
+}
+
+/*
+ * With the policy that defers, stop the machine while an mm waits, and say so:
+ * the kernel has to free it on the way down.
+ */
+static void leave_an_mm_waiting(const struct lazy_cpus *cpus)
+{
+	long deferred, reaped, flushed, waiting = 0;
+	char policy[32];
+	int attempt;
+
+	if (!lazy_policy(policy, sizeof(policy)) || strcmp(policy, "defer"))
+		return;
+	/* On x86, flushes would do it, but for this. Elsewhere there is no such file. */
+	lazy_write_file("/sys/kernel/debug/x86/tlb_skip_lazy_cpus", "Y");
+	for (attempt = 0; attempt < 10 && waiting <= 0; attempt++) {
+		lazy_run(cpus, roam_and_end, NULL);
+		if (lazy_vmstat("lazy_tlb_deferred", &deferred) &&
+		    lazy_vmstat("lazy_tlb_reaped", &reaped) &&
+		    lazy_vmstat("lazy_tlb_flushed", &flushed))
+			waiting = deferred - reaped - flushed;
+	}
+	guest_line("lazy-tlb-guest: waiting=%ld", waiting);
+}
+
 int main(void)
 {
 	long timeout = lazy_env("LAZY_TLB_TEST_TIMEOUT", 300);
 	const char *skip = getenv("LAZY_TLB_SKIP");
+	bool stop = lazy_env("LAZY_TLB_STOP", 0);
 	struct dirent **tests;
 	struct lazy_cpus home;
 	cpu_set_t cpus;
@@ -193,12 +230,13 @@ int main(void)
 
 	guest_line("KTAP version 1");
 	guest_line("1..%d", nr);
-	for (i = 0; i < nr; i++) {
+	for (i = 0; i < nr && !(stop && guest_status); i++) {
 		if (skip && !strcmp(tests[i]->d_name, skip))
 			guest_line("ok %d selftests: lazy_tlb: %s # SKIP not on this guest",
 				   i + 1, skip);
 		else if (!run_one(i + 1, tests[i]->d_name, timeout, &cpus))
 			guest_status = 1;
 	}
+	leave_an_mm_waiting(&home);
 	guest_end();
 }

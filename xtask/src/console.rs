@@ -137,12 +137,15 @@ impl Report {
         self.check_warnings()
     }
 
+    /// Whether its kernel gave up.
+    pub fn panicked(&self) -> bool {
+        let mut warnings = self.warnings.iter();
+        warnings.any(|line| line.contains("Kernel panic"))
+    }
+
     /// An error unless the guest came to its end.
     pub fn check_end(&self) -> Result<()> {
-        let panicked = self
-            .warnings
-            .iter()
-            .any(|line| line.contains("Kernel panic"));
+        let panicked = self.panicked();
         if self.finished() && !panicked {
             return Ok(());
         }

@@ -29,14 +29,15 @@ pub fn option_off(shop: &Workshop<'_>, arch: &'static Arch) -> Result<Vec<Case>>
     let objects = ["kernel/sched/core.o", "kernel/exit.o", "kernel/fork.o"];
     let base = shop.build_base(arch, "off")?;
     let off = shop.build(arch, "off")?;
-    let on = shop.build(arch, "default")?;
+    // As `test` has built it already.
+    let on = shop.build(arch, "test")?;
     for build in [&base, &off, &on] {
         build.configure()?;
         build.targets(&objects)?;
     }
     let objdump = format!("llvm-objdump{}", shop.tools.llvm);
     let mut cases = Vec::new();
-    let mut differ_when_on = 0;
+    let mut seen_when_on = 0;
     for (name, symbol, object) in FUNCTIONS {
         let of = |out: &Path| function(&objdump, &out.join(object), symbol);
         let was = of(&base.out)?;
@@ -45,15 +46,13 @@ pub fn option_off(shop: &Workshop<'_>, arch: &'static Arch) -> Result<Vec<Case>>
             format!("option off/{name} is unchanged"),
             compare(&was, &is),
         ));
-        differ_when_on += usize::from(compare(&was, &of(&on.out)?).is_err());
+        let ours = |line: &String| line.contains("lazy_tlb_");
+        seen_when_on += usize::from(of(&on.out)?.iter().any(ours));
     }
-    // A comparison that finds nothing where the option is on would find nothing anywhere.
-    let name = "option off/the comparison sees the option on";
-    cases.push(match differ_when_on {
-        0 => Case::failed(
-            name,
-            "no function differs from the base tree with the option on",
-        ),
+    // A comparison of lines that do not show it where the option is on would find nothing anywhere.
+    let name = "option off/what is compared shows the option on";
+    cases.push(match seen_when_on {
+        0 => Case::failed(name, "no function refers to lazy_tlb_* with the option on"),
         _ => Case::passed(name),
     });
     Ok(cases)

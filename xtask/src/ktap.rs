@@ -13,6 +13,9 @@ use crate::sh;
 /// The guest's first process announces itself; what stands before is KUnit's, at boot.
 const HANDOVER: &str = "lazy-tlb-guest: cpus=";
 
+/// The kselftest runner's prefix, which says nothing here.
+const RUNNER: &str = "selftests: lazy_tlb: ";
+
 /// One group of kunit.py's JSON.
 #[derive(Deserialize)]
 struct Group {
@@ -43,6 +46,71 @@ pub fn results(tree: &Path, console: &str) -> Result<Vec<Case>> {
         }
     }
     Ok(cases)
+}
+
+/// What a console says itself about where it stopped being good.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Course {
+    /// The first test that reported a failure.
+    pub failed: Option<String>,
+    /// The test that was running at the end.
+    pub running: Option<String>,
+}
+
+/// Follows the tests on a console, which are named as in [`results`].
+pub fn course(console: &str) -> Course {
+    let mut course = Course::default();
+    let mut half = "kunit";
+    // The groups that are open, with their indentation.
+    let mut groups: Vec<(usize, &str)> = Vec::new();
+    let text = without_stamps(console);
+    for line in text.lines() {
+        let words = line.trim_start();
+        let indent = line.len() - words.len();
+        let path = |groups: &[(usize, &str)], last: &str| {
+            let names = groups.iter().map(|(_, name)| *name);
+            let names = std::iter::once(half).chain(names).chain([last]);
+            names.collect::<Vec<_>>().join("/")
+        };
+        if words.starts_with(HANDOVER) {
+            half = "kselftest";
+            groups.clear();
+            course.running = None;
+        } else if let Some(name) = words.strip_prefix("# Subtest: ") {
+            groups.retain(|(other, _)| *other < indent);
+            groups.push((indent, name.trim_start_matches(RUNNER)));
+            course.running = Some(path(&groups, "(the first)"));
+        } else if let Some(name) = started(words) {
+            course.running = Some(path(&groups, name));
+        } else if let Some((ok, name)) = result(words) {
+            groups.retain(|(other, _)| *other <= indent);
+            if !ok && course.failed.is_none() {
+                course.failed = Some(path(&groups, name));
+            }
+            // KUnit does not say which test it goes on with.
+            let next = (!groups.is_empty()).then(|| path(&groups, &format!("(after {name})")));
+            course.running = next;
+        }
+    }
+    course
+}
+
+/// The test that a selftest announces: `#  RUN           exit.blocked.lazies ...`.
+fn started(words: &str) -> Option<&str> {
+    let words = words.strip_prefix('#')?.trim_start().strip_prefix("RUN ")?;
+    words.split_whitespace().next()
+}
+
+/// `ok 1 NAME` and `not ok 1 NAME # why`.
+fn result(words: &str) -> Option<(bool, &str)> {
+    let (ok, rest) = match words.strip_prefix("not ok ") {
+        Some(rest) => (false, rest),
+        None => (true, words.strip_prefix("ok ")?),
+    };
+    let (number, name) = rest.split_once(' ')?;
+    number.parse::<usize>().ok()?;
+    let name = name.split(" # ").next().unwrap_or(name);
+    Some((ok, name.trim_start_matches(RUNNER)))
 }
 
 /// A case for each suite that must have been run at boot.
@@ -120,8 +188,7 @@ fn flatten(group: &Group, prefix: &str, cases: &mut Vec<Case>) {
         });
     }
     for sub in &group.sub_groups {
-        // The kselftest runner's prefix says nothing here.
-        let name = sub.name.trim_start_matches("selftests: lazy_tlb: ");
+        let name = sub.name.trim_start_matches(RUNNER);
         flatten(sub, &format!("{prefix}/{name}"), cases);
     }
 }
@@ -228,6 +295,33 @@ mod tests {
         let cases = cases_of("kunit", json, false, "").unwrap();
         assert_eq!(cases[0].name, "kunit/(did not report)");
         assert_eq!(cases[0].status, Status::Fail);
+    }
+
+    #[test]
+    fn a_console_tells_which_test_failed_first_and_which_was_running() {
+        let failed = course(include_str!("../tests/consoles/ktap-fail.log"));
+        assert_eq!(failed.failed.as_deref(), Some("kunit/lazy_tlb/shoots_one"));
+        assert_eq!(failed.running, None);
+        let crashed = course(include_str!("../tests/consoles/ktap-crash.log"));
+        assert_eq!(
+            (crashed.failed, crashed.running.as_deref()),
+            (None, Some("kunit/lazy_tlb/(after shoots_one)"))
+        );
+        let passed = course(include_str!("../tests/consoles/ktap-pass.log"));
+        assert_eq!(passed, Course::default());
+        let hung = course(include_str!("../tests/consoles/ktap-hang.log"));
+        assert_eq!(
+            (hung.failed, hung.running.as_deref()),
+            (None, Some("kselftest/exit/exit.blocked.nothing_mapped"))
+        );
+    }
+
+    #[test]
+    fn a_program_that_failed_as_a_whole_is_named() {
+        let text = "lazy-tlb-guest: cpus=4\nKTAP version 1\n1..1\n    KTAP version 1\n    \
+                    # Subtest: selftests: lazy_tlb: exit\n    1..2\n    ok 1 exit.idle\n\
+                    not ok 1 selftests: lazy_tlb: exit # TIMEOUT 600 seconds\n";
+        assert_eq!(course(text).failed.as_deref(), Some("kselftest/exit"));
     }
 
     #[test]

@@ -21,7 +21,7 @@ use crate::report::Case;
 use crate::sh;
 
 /// Where the tests are.
-const DIR: &str = "Documentation/litmus-tests/lazy-tlb";
+pub const DIR: &str = "Documentation/litmus-tests/lazy-tlb";
 /// Where Debian has herd7.
 const SUITE: &str = "sid";
 /// herd7, and the libraries it is linked with.
@@ -54,9 +54,14 @@ impl fmt::Display for Verdict {
     }
 }
 
-/// One case for each test.
+/// One case for each test of the series.
 pub fn cases(project: &Project) -> Result<Vec<Case>> {
-    let tests = tests_in(&project.repo.join(DIR))?;
+    cases_in(project, &project.repo.join(DIR))
+}
+
+/// One case for each test in a folder.
+pub fn cases_in(project: &Project, dir: &Path) -> Result<Vec<Case>> {
+    let tests = tests_in(dir)?;
     let model = project.base()?.dir.join("tools/memory-model");
     let herd = Herd::find(&project.cache)?;
     println!(

@@ -16,6 +16,7 @@ mod kbuild;
 mod ktap;
 mod litmus;
 mod mail;
+mod mutants;
 mod project;
 mod report;
 mod series;
@@ -142,6 +143,12 @@ enum Command {
     /// Asks the kernel's memory model about every litmus test of the series.
     #[command(after_help = "Example: cargo xtask litmus")]
     Litmus,
+    /// Breaks the series in each of the ways in mutants/, and checks that a test notices.
+    #[command(after_help = "Example: cargo xtask mutants --arch arm64 --json mutants.json")]
+    Mutants {
+        #[command(flatten)]
+        options: mutants::Options,
+    },
 }
 
 #[derive(Subcommand)]
@@ -150,7 +157,7 @@ enum Bench {
     #[command(after_help = "Example: cargo xtask bench ipis --cpus 32 --workload build")]
     Ipis {
         #[command(flatten)]
-        target: Target,
+        kernel: Kernel,
         #[command(flatten)]
         options: bench::Options,
         /// Write every sample to FILE; without it, into results/.
@@ -282,12 +289,14 @@ fn run(cli: Cli) -> Result<Exit> {
         }
         Command::Bench { bench } => {
             let Bench::Ipis {
-                target,
+                kernel,
                 options,
                 json,
             } = bench;
-            let arch = arch::find(&target.arch)?;
-            return bench::run(&project, arch, &target.skip.skip, &options, json.as_deref());
+            let Kernel { target, variant } = kernel;
+            let shop = project.workshop(&target.skip.skip, &[arch::find(&target.arch)?])?;
+            let build = shop.build(arch::find(&target.arch)?, &variant)?;
+            return bench::run(&project, &build, &options, json.as_deref());
         }
         Command::Series { out } => {
             let (base, series) = (project.base()?, project.series()?);
@@ -307,6 +316,7 @@ fn run(cli: Cli) -> Result<Exit> {
             recorder.stage("litmus", || Ok(cases));
             return Ok(recorder.finish());
         }
+        Command::Mutants { options } => return mutants::run(&project, &options),
     }
     Ok(Exit::Ok)
 }

@@ -13,6 +13,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::failure::{fail, Exit};
 
+/// The folder of the series' patches.
+pub const DIR: &str = "patches";
 /// The list of patches, in order.
 pub const LIST: &str = "patches/series.toml";
 
@@ -37,6 +39,8 @@ struct List {
 /// A patch with its message and hunks.
 #[derive(Clone, Debug)]
 pub struct Patch {
+    /// The folder of this repository that it is in.
+    pub dir: &'static str,
     /// The entry in the list.
     pub entry: Entry,
     /// One line.
@@ -48,6 +52,11 @@ pub struct Patch {
 }
 
 impl Patch {
+    /// Where it is in this repository.
+    pub fn path(&self) -> PathBuf {
+        Path::new(self.dir).join(&self.entry.file)
+    }
+
     /// The files of the base tree that the hunks touch.
     pub fn touches(&self) -> Vec<PathBuf> {
         let paths = self.diff.lines().filter_map(diff_path);
@@ -55,11 +64,11 @@ impl Patch {
     }
 
     /// Reads a patch file: `Subject:`, an empty line, the body, `---`, the diff.
-    pub fn parse(entry: Entry, text: &str) -> Result<Self> {
+    pub fn parse(dir: &'static str, entry: Entry, text: &str) -> Result<Self> {
         let bad = |what: &str| {
             fail(
                 Exit::Patch,
-                format!("patches/{}: {what}", entry.file),
+                format!("{dir}/{}: {what}", entry.file),
                 "a patch file is `Subject: one line`, an empty line, the message, a line `---`, \
                  and a git diff",
             )
@@ -79,6 +88,7 @@ impl Patch {
         }
         let (subject, body, diff) = (subject.into(), body.trim().into(), diff.into());
         Ok(Patch {
+            dir,
             entry,
             subject,
             body,
@@ -150,7 +160,7 @@ impl Series {
         })?;
         let mut patches = Vec::new();
         for entry in list.patch {
-            let path = repo.join("patches").join(&entry.file);
+            let path = repo.join(DIR).join(&entry.file);
             let text = fs::read_to_string(&path).map_err(|error| {
                 fail(
                     Exit::Patch,
@@ -158,7 +168,7 @@ impl Series {
                     format!("restore it, or take it out of {LIST}"),
                 )
             })?;
-            patches.push(Patch::parse(entry, &text)?);
+            patches.push(Patch::parse(DIR, entry, &text)?);
         }
         let repo = repo.to_owned();
         Ok(Series { repo, patches })
@@ -199,6 +209,12 @@ impl Series {
         }
         let skipped = |p: &&Patch| !selection.skip.iter().any(|s| p.entry.file.starts_with(s));
         Ok(self.patches[..count].iter().filter(skipped).collect())
+    }
+
+    /// What the patches that are meant make of a base tree.
+    pub fn changes(&self, base: &Path, selection: &Selection) -> Result<Changes> {
+        let patches = self.select(selection)?;
+        Ok(combined(assemble(base, &self.repo, &patches, false)?))
     }
 
     /// Every file of this repository that belongs into the kernel.
@@ -276,18 +292,14 @@ pub fn assemble<'a>(
     let mut steps = Vec::new();
     for patch in order {
         git_apply(scratch.path(), patch, reverse)?;
-        let mut changes = Changes::new();
-        for path in patch.touches() {
-            let content = Content::read(&scratch.path().join(&path))?;
-            changes.insert(path, content);
-        }
+        let mut changes = effect(scratch.path(), patch)?;
         for path in &patch.entry.adds {
             let content = Content::read(&repo.join(path))?.ok_or_else(|| {
                 fail(
                     Exit::Patch,
                     format!(
-                        "patches/{} adds {}, which is not here",
-                        patch.entry.file,
+                        "{} adds {}, which is not here",
+                        patch.path().display(),
                         path.display()
                     ),
                     format!("restore the file, or take it out of {LIST}"),
@@ -298,6 +310,32 @@ pub fn assemble<'a>(
         steps.push(Step { patch, changes });
     }
     Ok(steps)
+}
+
+/// What one more patch makes of a base tree with `changes`; these may be files that it adds.
+pub fn on_top(base: &Path, changes: &Changes, patch: &Patch) -> Result<Changes> {
+    let scratch = tempfile::tempdir().context("creating a scratch folder")?;
+    for path in patch.touches() {
+        if let Some(content) = changed(base, changes, &path)? {
+            content.write(&scratch.path().join(&path))?;
+        }
+    }
+    git_apply(scratch.path(), patch, false)?;
+    effect(scratch.path(), patch)
+}
+
+/// A file of a base tree with `changes`.
+pub fn changed(base: &Path, changes: &Changes, path: &Path) -> Result<Option<Content>> {
+    match changes.get(path) {
+        Some(content) => Ok(content.clone()),
+        None => Content::read(&base.join(path)),
+    }
+}
+
+/// The files that a patch touches, as they are in the folder that it was applied to.
+fn effect(dir: &Path, patch: &Patch) -> Result<Changes> {
+    let content = |path: PathBuf| Ok((path.clone(), Content::read(&dir.join(path))?));
+    patch.touches().into_iter().map(content).collect()
 }
 
 /// What all steps together come to.
@@ -324,17 +362,20 @@ fn git_apply(dir: &Path, patch: &Patch, reverse: bool) -> Result<()> {
     }
     let stderr = String::from_utf8_lossy(&output.stderr);
     let remedy = if reverse {
-        "the tree does not hold this series as it is here; undo it by hand"
+        "the tree does not hold this series as it is here; undo it by hand".to_owned()
     } else {
-        "use an unpatched Linux 7.3.x tree, or bring the hunk up to date in patches/"
+        format!(
+            "use an unpatched Linux 7.3.x tree, or bring the hunk up to date in {}/",
+            patch.dir
+        )
     };
     Err(fail(Exit::Patch, explain(patch, &stderr), remedy))
 }
 
 /// Says which hunk of which file git stumbled over.
 fn explain(patch: &Patch, stderr: &str) -> String {
-    let name = &patch.entry.file;
-    let mut what = format!("patches/{name} does not apply: {}", stderr.trim());
+    let path = patch.path();
+    let mut what = format!("{} does not apply: {}", path.display(), stderr.trim());
     for line in stderr.lines() {
         let Some((path, number)) = line
             .strip_prefix("error: patch failed: ")
@@ -475,6 +516,41 @@ pub mod tests {
     }
 
     #[test]
+    fn one_more_patch_may_change_what_the_series_adds() {
+        let (_dir, base, repo) = fixture();
+        let series = Series::load(&repo).unwrap();
+        let changes = series.changes(&base, &Selection::default()).unwrap();
+        let more = |line: &str| {
+            let entry = Entry {
+                file: "more.patch".into(),
+                adds: Vec::new(),
+            };
+            let text = format!(
+                "Subject: a\n\nb\n---\n\
+                 diff --git a/mm/lazy_tlb/lazy_tlb.rs b/mm/lazy_tlb/lazy_tlb.rs\n\
+                 --- a/mm/lazy_tlb/lazy_tlb.rs\n+++ b/mm/lazy_tlb/lazy_tlb.rs\n\
+                 @@ -1 +1 @@\n-{line}\n+//! Theirs.\n"
+            );
+            on_top(
+                &base,
+                &changes,
+                &Patch::parse("more", entry, &text).unwrap(),
+            )
+        };
+        let after = more("//! Ours.").unwrap();
+        let ours = after[Path::new("mm/lazy_tlb/lazy_tlb.rs")]
+            .as_ref()
+            .unwrap();
+        assert_eq!((after.len(), &ours.bytes[..]), (1, &b"//! Theirs.\n"[..]));
+        let text = more("//! Nobody's.").err().unwrap().to_string();
+        assert!(text.contains("more/more.patch does not apply"), "{text}");
+        assert!(
+            text.contains("hunk 1 of 1 in mm/lazy_tlb/lazy_tlb.rs"),
+            "{text}"
+        );
+    }
+
+    #[test]
     fn a_missing_base_file_is_named() {
         let (_dir, base, repo) = fixture();
         fs::remove_file(base.join("mm/Makefile")).unwrap();
@@ -530,7 +606,7 @@ pub mod tests {
     fn a_patch_file_is_read_back_as_written() {
         let (_dir, _base, repo) = fixture();
         for patch in Series::load(&repo).unwrap().patches {
-            let path = repo.join("patches").join(&patch.entry.file);
+            let path = repo.join(patch.path());
             assert_eq!(patch.text(), fs::read_to_string(path).unwrap());
         }
     }
@@ -547,7 +623,7 @@ pub mod tests {
                 file: "0001-a.patch".into(),
                 adds: Vec::new(),
             };
-            assert!(Patch::parse(entry, text).is_err(), "{text:?}");
+            assert!(Patch::parse(DIR, entry, text).is_err(), "{text:?}");
         }
     }
 }

@@ -137,8 +137,12 @@ const PROGRAMS: [(&str, &str); 9] = [
 /// Headers and modules, which only dpkg knows about.
 const LIBRARIES: [&str; 4] = ["libc6-dev", "libelf-dev", "libssl-dev", "perl"];
 
-/// The packages that bring a rustc, with the library's sources.
-const RUSTC_PACKAGES: [[&str; 2]; 2] = [["rustc", "rust-src"], ["rustc-web", "rust-web-src"]];
+/// The packages that bring a rustc, with the library's sources; and the cargo of the same series,
+/// for apt takes the other one away.
+const RUSTC_PACKAGES: [[&str; 3]; 2] = [
+    ["rustc", "rust-src", "cargo"],
+    ["rustc-web", "rust-web-src", "cargo-web"],
+];
 
 /// `Ok` with the tools for some architectures, or what is missing.
 ///
@@ -640,7 +644,8 @@ mod tests {
             "rustc-web" => Some("1.96.0+dfsg1-1~deb12u2".to_owned()),
             _ => None,
         };
-        assert_eq!(choose(&missing, offered).0, ["rust-web-src", "rustc-web"]);
+        let web = ["cargo-web", "rust-web-src", "rustc-web"];
+        assert_eq!(choose(&missing, offered).0, web);
     }
 
     #[test]
@@ -682,7 +687,7 @@ mod tests {
             _ => None,
         };
         let (packages, unmet) = choose(&missing, bookworm);
-        assert_eq!(packages, ["rust-web-src", "rustc-web"]);
+        assert_eq!(packages, ["cargo-web", "rust-web-src", "rustc-web"]);
         assert_eq!(unmet.len(), 1, "bindgen comes from cargo");
         let trixie = |package: &str| match package {
             "rustc" => Some("1.85.0+dfsg3-1".to_owned()),
@@ -690,7 +695,7 @@ mod tests {
             _ => None,
         };
         let (packages, unmet) = choose(&missing, trixie);
-        assert_eq!(packages, ["bindgen", "rust-src", "rustc"]);
+        assert_eq!(packages, ["bindgen", "cargo", "rust-src", "rustc"]);
         assert!(unmet.is_empty());
     }
 

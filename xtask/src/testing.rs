@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 
 use crate::arch::{self, Arch, Kind};
+use crate::console::Report;
 use crate::failure::{fail, Exit};
 use crate::guest::{self, Guest, GuestFile};
 use crate::kbuild::Build;
@@ -35,7 +36,7 @@ const HOST_STAGES: [(&str, HostStage); 5] = [
 const KERNEL_STAGES: [&str; 4] = ["guests", "off", "run", "bench"];
 
 /// What a guest is booted with, one after the other.
-const POLICIES: [&str; 3] = ["shootdown", "defer", "refcount"];
+pub const POLICIES: [&str; 3] = ["shootdown", "defer", "refcount"];
 /// The suites that must have run at boot.
 const SUITES: [&str; 2] = ["lazy_tlb", "lazy_tlb_policy"];
 /// A policy that no kernel knows.
@@ -121,7 +122,7 @@ impl Use {
 
 /// A kernel that was built and what its guests boot with.
 #[derive(Clone)]
-struct Built {
+pub struct Built {
     image: PathBuf,
     /// Of the test guests.
     initramfs: PathBuf,
@@ -223,7 +224,8 @@ impl Work<'_> {
             let Some(kernel) = next else { return };
             let started = Instant::now();
             // A panic here would leave the other threads waiting for this kernel.
-            let run = std::panic::AssertUnwindSafe(|| self.build(&kernel));
+            let run =
+                std::panic::AssertUnwindSafe(|| Built::build(self.project, self.shop, kernel.arch));
             let built = std::panic::catch_unwind(run)
                 .unwrap_or_else(|_| anyhow::bail!("xtask panicked; its message is above"));
             let mut board = self.board();
@@ -247,13 +249,6 @@ impl Work<'_> {
             }
             self.changed.notify_all();
         }
-    }
-
-    fn build(&self, kernel: &Kernel) -> Result<Built> {
-        let build = self.shop.build(kernel.arch, "test")?;
-        let image = build.image()?;
-        let initramfs = test_initramfs(self.project, self.shop, &build)?;
-        Ok(Built { image, initramfs })
     }
 
     /// Boots and compares what is ready until nothing can become ready any more.
@@ -418,6 +413,78 @@ fn scratch_tree(to: &Path, shop: &Workshop<'_>) -> Result<()> {
     Ok(())
 }
 
+impl Built {
+    /// Builds an architecture's test kernel, and what its guests boot with.
+    pub fn build(project: &Project, shop: &Workshop<'_>, arch: &'static Arch) -> Result<Self> {
+        let build = shop.build(arch, "test")?;
+        let image = build.image()?;
+        let initramfs = test_initramfs(project, shop, &build)?;
+        Ok(Built { image, initramfs })
+    }
+}
+
+/// A test guest, which may be booted more than once.
+pub struct TestGuest<'a> {
+    project: &'a Project,
+    tree: &'a Path,
+    kind: &'static Kind,
+    built: &'a Built,
+    accel: String,
+}
+
+impl<'a> TestGuest<'a> {
+    /// A guest of that kind.
+    pub fn new(
+        project: &'a Project,
+        shop: &'a Workshop<'_>,
+        kind: &'static Kind,
+        built: &'a Built,
+    ) -> Result<Self> {
+        Ok(TestGuest {
+            project,
+            tree: &shop.tree,
+            kind,
+            built,
+            accel: guest::accelerator(&project.cache, kind.arch(), &built.image)?,
+        })
+    }
+
+    /// Runs every test under a policy; `append` has more words for the first process.
+    pub fn run(&self, policy: &str, append: &str, log: &str) -> Result<(Report, Vec<Case>)> {
+        let append = format!("LAZY_TLB_TEST_TIMEOUT={PROGRAM_TIMEOUT} {append}");
+        let report = self.boot(policy, append.trim_end(), &self.built.initramfs, log)?;
+        let mut cases = ktap::results(self.tree, &report.text)?;
+        cases.extend(ktap::expected_suites(&cases, &SUITES));
+        cases.push(Case::of("boot", report.check_end()));
+        cases.push(Case::of("cpus", report.check_cpus()));
+        cases.push(Case::of("no warnings", report.check_warnings()));
+        if let Some(mmu) = self.kind.mmu {
+            cases.push(Case::of("mmu", report.check_mmu(mmu)));
+        }
+        Ok((report, cases))
+    }
+
+    /// Boots it; the console goes to a log of that name.
+    fn boot(&self, policy: &str, append: &str, initramfs: &Path, log: &str) -> Result<Report> {
+        let arch = self.kind.arch();
+        let append = format!("lazy_tlb={policy} {} {append}", self.kind.append);
+        Guest {
+            arch,
+            qemu: arch.qemu.into(),
+            accel: self.accel.clone(),
+            image: &self.built.image,
+            initramfs,
+            smp: 4,
+            append: &append,
+            timeout: TEST_TIMEOUT,
+            silence: TEST_SILENCE,
+            log: self.project.cache.path(format!("log/{log}.log")),
+            echo: false,
+        }
+        .boot()
+    }
+}
+
 /// A guest under each policy, and x86_64's under one that it does not know.
 fn guests(
     project: &Project,
@@ -426,43 +493,24 @@ fn guests(
     built: &Built,
 ) -> Result<Vec<Case>> {
     let arch = kind.arch();
-    let accel = guest::accelerator(&project.cache, arch, &built.image)?;
-    let boot = |policy: &str, append: &str, initramfs: &Path| {
-        let append = format!("lazy_tlb={policy} {} {append}", kind.append);
-        Guest {
-            arch,
-            qemu: arch.qemu.into(),
-            accel: accel.clone(),
-            image: &built.image,
-            initramfs,
-            smp: 4,
-            append: &append,
-            timeout: TEST_TIMEOUT,
-            silence: TEST_SILENCE,
-            log: project
-                .cache
-                .path(format!("log/test-{}-{policy}.log", kind.name)),
-            echo: false,
-        }
-        .boot()
-    };
-
-    let append = format!("LAZY_TLB_TEST_TIMEOUT={PROGRAM_TIMEOUT}");
+    let guest = TestGuest::new(project, shop, kind, built)?;
+    let log = |policy: &str| format!("test-{}-{policy}", kind.name);
     let mut cases = Vec::new();
     for policy in POLICIES {
         // One policy that does not boot leaves the others to be tried.
-        let booted = boot(policy, &append, &built.initramfs).and_then(|report| {
-            let mut cases = ktap::results(&shop.tree, &report.text)?;
-            cases.extend(ktap::expected_suites(&cases, &SUITES));
-            cases.push(Case::of("boot", report.check_end()));
-            cases.push(Case::of("cpus", report.check_cpus()));
-            cases.push(Case::of("no warnings", report.check_warnings()));
-            if let Some(mmu) = kind.mmu {
-                cases.push(Case::of("mmu", report.check_mmu(mmu)));
+        let found = match guest.run(policy, "", &log(policy)) {
+            Ok((report, mut cases)) => {
+                // The kernel does it in the same way on every architecture.
+                if policy == "defer" && arch.name == "x86_64" {
+                    cases.push(Case::of(
+                        "no mm waits when the machine stops",
+                        flushed(&report.text),
+                    ));
+                }
+                cases
             }
-            Ok(cases)
-        });
-        let found = booted.unwrap_or_else(|error| vec![Case::failed("boot", format!("{error:#}"))]);
+            Err(error) => vec![Case::failed("boot", format!("{error:#}"))],
+        };
         cases.extend(found.into_iter().map(|case| case.within(policy)));
     }
     // The kernel reads the parameter in the same way on every architecture.
@@ -470,7 +518,7 @@ fn guests(
         let append = "LAZY_TLB_EXITS=10 LAZY_TLB_REPEAT=1";
         // The workload's first process reports the policy; a few exits are enough for that.
         let initramfs = compare::run_initramfs(project, arch)?;
-        let report = boot(BOGUS, append, &initramfs)?;
+        let report = guest.boot(BOGUS, append, &initramfs, &log(BOGUS))?;
         let policy = report.values("lazy-tlb-run").remove("policy");
         let kept = match policy.as_deref() {
             Some("shootdown") => Case::passed("the default is kept"),
@@ -487,6 +535,26 @@ fn guests(
         .into_iter()
         .map(|case| case.within(kind.name))
         .collect())
+}
+
+/// Whether the guest left an mm waiting when it stopped, and a round freed it after that.
+fn flushed(console: &str) -> Result<()> {
+    const WAITING: &str = "lazy-tlb-guest: waiting=";
+    let (_, after) = console
+        .split_once(WAITING)
+        .context("the guest does not say what it left")?;
+    let (count, after) = after.split_once('\n').unwrap_or((after, ""));
+    anyhow::ensure!(
+        count.trim().parse().is_ok_and(|count: u64| count > 0),
+        "the guest could not make an mm wait (waiting={})",
+        count.trim()
+    );
+    anyhow::ensure!(
+        after.contains("lazy_tlb_round:"),
+        "no round since the guest stopped with {} waiting",
+        count.trim()
+    );
+    Ok(())
 }
 
 /// Whether the kernel itself names the value, besides printing its command line.
@@ -609,6 +677,16 @@ mod tests {
             "{}",
             skipped.detail
         );
+    }
+
+    #[test]
+    fn a_round_counts_only_after_the_guest_has_left_an_mm() {
+        let round = "[    9.0] lazy_tlb_round: policy=defer waiting=1 ipis=1\n";
+        let left = "lazy-tlb-guest: waiting=1\r\nlazy-tlb-guest: done status=0\n";
+        assert!(flushed(&format!("{left}{round}")).is_ok());
+        assert!(flushed(&format!("{round}{left}")).is_err());
+        assert!(flushed(&format!("{}{round}", left.replace("=1", "=0"))).is_err());
+        assert!(flushed(round).is_err());
     }
 
     #[test]

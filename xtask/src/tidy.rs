@@ -12,14 +12,15 @@ use regex::Regex;
 
 use crate::base::Base;
 use crate::failure::{fail, Exit};
+use crate::mutants::{self, Mutant};
 use crate::project::Project;
 use crate::report::Case;
-use crate::series::{Patch, Selection, Series};
+use crate::series::{on_top, Changes, Patch, Selection, Series};
 use crate::{mail, setup, tree};
 
 /// The folders at the top level that are not the kernel's.
-const HOST: [&str; 7] = [
-    "xtask", "guest", "configs", "patches", "results", ".ci", ".cargo",
+const HOST: [&str; 8] = [
+    "xtask", "guest", "configs", "patches", "mutants", "results", ".ci", ".cargo",
 ];
 /// The crate root whose `#[export]` entries may be unsafe.
 const ENTRIES: &str = "mm/lazy_tlb/lazy_tlb.rs";
@@ -37,10 +38,11 @@ struct Tidy<'a> {
 
 type Check = fn(&Tidy<'_>) -> Result<Vec<String>>;
 
-const CHECKS: [(&str, Check); 9] = [
+const CHECKS: [(&str, Check); 10] = [
     ("unsafe and bindings stay in their rooms", unsafe_rooms),
     ("every new file is in exactly one patch", files_in_patches),
     ("hunks touch the base tree only", hunks),
+    ("every mutant applies to the patched tree", mutants_apply),
     ("every .rs begins with what it is", module_docs),
     ("every barrier names its partner", barriers),
     ("rustfmt", rustfmt),
@@ -73,6 +75,11 @@ impl Tidy<'_> {
     fn read(&self, path: &Path) -> Result<String> {
         let full = self.project.repo.join(path);
         fs::read_to_string(&full).with_context(|| format!("reading {}", full.display()))
+    }
+
+    /// What the series makes of the base tree.
+    fn changes(&self) -> Result<Changes> {
+        self.series.changes(&self.base.dir, &Selection::default())
     }
 
     /// The files of this repository that belong into the kernel.
@@ -265,6 +272,14 @@ fn hunks(tidy: &Tidy<'_>) -> Result<Vec<String>> {
     Ok(messages)
 }
 
+fn mutants_apply(tidy: &Tidy<'_>) -> Result<Vec<String>> {
+    let mutants = mutants::load(&tidy.project.repo)?;
+    let changes = tidy.changes()?;
+    let apply = |mutant: &Mutant| on_top(&tidy.base.dir, &changes, &mutant.patch).err();
+    let failed = mutants.iter().filter_map(apply);
+    Ok(failed.map(|error| format!("{error:#}")).collect())
+}
+
 fn module_docs(tidy: &Tidy<'_>) -> Result<Vec<String>> {
     let mut messages = Vec::new();
     for path in tidy
@@ -335,12 +350,8 @@ fn rustfmt(tidy: &Tidy<'_>) -> Result<Vec<String>> {
         let remedy = "run `cargo xtask setup`";
         fail(Exit::Environment, "there is no rustfmt", remedy)
     })?;
-    let series = &tidy.series;
-    let patches = series.select(&Selection::default())?;
-    let steps = crate::series::assemble(&tidy.base.dir, &series.repo, &patches, false)?;
-    let patched = crate::series::combined(steps);
     let mut sources: BTreeMap<PathBuf, Vec<u8>> = BTreeMap::new();
-    for (path, content) in patched {
+    for (path, content) in tidy.changes()? {
         if let Some(content) = content {
             sources.insert(path, content.bytes);
         }
@@ -629,6 +640,25 @@ mod tests {
     }
 
     #[test]
+    fn a_mutant_that_does_not_apply_is_found() {
+        let mutant = |line: &str| {
+            format!(
+                "Subject: a\n\nb\n\nArch: x86_64\n---\n\
+                 diff --git a/mm/Makefile b/mm/Makefile\n--- a/mm/Makefile\n+++ b/mm/Makefile\n\
+                 @@ -2 +1,0 @@\n-{line}\n"
+            )
+        };
+        let check = |line: &str| check(mutants_apply, &[("mutants/lost.patch", &mutant(line))]);
+        assert!(check("obj-y += lazy_tlb/").is_empty());
+        let messages = check("obj-y += lazier/");
+        assert!(
+            messages[0].contains("mutants/lost.patch does not apply")
+                && messages[0].contains("hunk 1 of 1 in mm/Makefile"),
+            "{messages:?}"
+        );
+    }
+
+    #[test]
     fn a_rust_file_that_does_not_say_what_it_is_is_found() {
         assert!(check(module_docs, &[]).is_empty());
         let messages = check(module_docs, &[("xtask/src/a.rs", "// SPDX\nfn f() {}\n")]);
@@ -665,7 +695,7 @@ mod tests {
         };
         let patch = "Subject: a\n\nb\n---\ndiff --git a/k.c b/k.c\n--- a/k.c\n+++ b/k.c\n\
                      @@ -1,2 +1,3 @@\n \tsmp_mb();\n+\tsmp_wmb();\n \tx();\n";
-        let texts = Text::of_patch(&Patch::parse(entry, patch).unwrap());
+        let texts = Text::of_patch(&Patch::parse(crate::series::DIR, entry, patch).unwrap());
         let messages: Vec<_> = texts.iter().flat_map(unpaired_barriers).collect();
         assert_eq!(
             messages.len(),

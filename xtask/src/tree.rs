@@ -14,7 +14,9 @@ use walkdir::WalkDir;
 use crate::base::{Base, Origin};
 use crate::cache::{Cache, Part};
 use crate::failure::{fail, Exit};
-use crate::series::{assemble, combined, Changes, Content, Entry, Patch, Selection, Series, Step};
+use crate::series::{
+    assemble, changed, combined, on_top, Changes, Content, Entry, Patch, Selection, Series, Step,
+};
 use crate::sh::{self, Progress};
 
 /// Who the generated commits are by: nobody in particular.
@@ -36,8 +38,20 @@ pub fn patched(
     series: &Series,
     selection: &Selection,
 ) -> Result<PathBuf> {
-    let patches = series.select(selection)?;
-    let wanted = combined(assemble(&base.dir, &series.repo, &patches, false)?);
+    let wanted = series.changes(&base.dir, selection)?;
+    hold(cache, base, selection, &wanted)
+}
+
+/// The same with the whole series and a mutant, which the next [`patched`] takes out again.
+pub fn mutated(cache: &Cache, base: &Base, series: &Series, mutant: &Patch) -> Result<PathBuf> {
+    let all = Selection::default();
+    let mut wanted = series.changes(&base.dir, &all)?;
+    wanted.extend(on_top(&base.dir, &wanted, mutant)?);
+    hold(cache, base, &all, &wanted)
+}
+
+/// Makes the cache's tree of a selection hold the base with the wanted changes.
+fn hold(cache: &Cache, base: &Base, selection: &Selection, wanted: &Changes) -> Result<PathBuf> {
     cache.lock(Part::Trees)?;
     let name = format!("{}{}", base.id, selection.suffix());
     let dir = cache.path("tree").join(&name);
@@ -64,10 +78,7 @@ pub fn patched(
         sh::write_whole(&stamp, b"")?;
     }
     for path in &patched {
-        let content = match wanted.get(path) {
-            Some(content) => content.clone(),
-            None => Content::read(&base.dir.join(path))?,
-        };
+        let content = changed(&base.dir, wanted, path)?;
         update(&dir.join(path), content.as_ref())?;
     }
     Ok(dir)
@@ -415,6 +426,7 @@ pub fn import(repo: &Path, from: &Path) -> Result<()> {
         let body = git(&["log", "-1", "--format=%b", id])?.trim().to_owned();
         let entry = Entry { file, adds };
         patches.push(Patch {
+            dir: crate::series::DIR,
             entry,
             subject,
             body,
@@ -433,9 +445,7 @@ fn write_series(repo: &Path, from: &Path, patches: &[Patch]) -> Result<()> {
     };
     let files = |patches: &[Patch]| -> BTreeSet<PathBuf> {
         let new = patches.iter().flat_map(|p| p.entry.adds.clone());
-        let own = patches
-            .iter()
-            .map(|p| Path::new("patches").join(&p.entry.file));
+        let own = patches.iter().map(Patch::path);
         new.chain(own).collect()
     };
     let mut changes = Changes::new();
@@ -450,7 +460,7 @@ fn write_series(repo: &Path, from: &Path, patches: &[Patch]) -> Result<()> {
             bytes: patch.text().into_bytes(),
             executable: false,
         };
-        changes.insert(Path::new("patches").join(&patch.entry.file), Some(content));
+        changes.insert(patch.path(), Some(content));
     }
     let entries = patches.iter().map(|p| p.entry.clone()).collect();
     let list = Content {
@@ -630,6 +640,50 @@ mod tests {
         assert!(fs::read_to_string(whole.join("kernel/fork.c"))
             .unwrap()
             .contains("third"));
+    }
+
+    #[test]
+    fn the_next_build_takes_a_mutant_out_again() {
+        let (dir, base, repo) = fixture();
+        let cache = Cache::at(dir.path().join("cache")).unwrap();
+        let (base, series) = (base_at(&base), Series::load(&repo).unwrap());
+        let all = Selection::default();
+        let tree = patched(&cache, &base, &series, &all).unwrap();
+        let before = snapshot(&tree).unwrap();
+        let mutant = |ours: &str| {
+            let entry = Entry {
+                file: "a.patch".into(),
+                adds: Vec::new(),
+            };
+            // A file of ours, and one that the series leaves alone.
+            let hunk = |path: &str, line: &str| {
+                format!(
+                    "diff --git a/{path} b/{path}\n--- a/{path}\n+++ b/{path}\n\
+                     @@ -1 +1 @@\n-{line}\n+broken\n"
+                )
+            };
+            let text = format!(
+                "Subject: a\n\nb\n---\n{}{}",
+                hunk("mm/lazy_tlb/lazy_tlb.rs", ours),
+                hunk("scripts/run.sh", "#!/bin/sh")
+            );
+            Patch::parse("mutants", entry, &text).unwrap()
+        };
+        let (exit, error) =
+            classify(mutated(&cache, &base, &series, &mutant("other")).unwrap_err());
+        assert_eq!(exit, Exit::Patch);
+        let text = error.to_string();
+        assert!(text.contains("mutants/a.patch does not apply"), "{text}");
+        assert_eq!(snapshot(&tree).unwrap(), before);
+
+        let there = mutated(&cache, &base, &series, &mutant("//! Ours.")).unwrap();
+        assert_eq!(there, tree);
+        for path in ["mm/lazy_tlb/lazy_tlb.rs", "scripts/run.sh"] {
+            let text = fs::read_to_string(tree.join(path)).unwrap();
+            assert_eq!(text, "broken\n", "{path}");
+        }
+        patched(&cache, &base, &series, &all).unwrap();
+        assert_eq!(snapshot(&tree).unwrap(), before);
     }
 
     #[test]

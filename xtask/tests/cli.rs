@@ -4,9 +4,9 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
 
-const COMMANDS: [&str; 12] = [
+const COMMANDS: [&str; 13] = [
     "setup", "tree", "import", "apply", "build", "boot", "run", "test", "series", "tidy", "litmus",
-    "help",
+    "mutants", "help",
 ];
 
 /// Runs xtask with a cache of its own and nothing from the surroundings.
@@ -48,7 +48,7 @@ fn every_command_helps_with_a_sentence_and_an_example() {
 
 #[test]
 fn wrong_usage_is_2() {
-    let cases: [&[&str]; 8] = [
+    let cases: [&[&str]; 10] = [
         &["no-such-command"],
         &["tree"],
         &["apply"],
@@ -57,11 +57,22 @@ fn wrong_usage_is_2() {
         &["setup", "--arch", "vax"],
         &["test", "--stage", "none"],
         &["boot", "--init", "/nonexistent/init"],
+        &["mutants", "--arch", "vax"],
+        &["mutants", "--only", "none"],
     ];
     for args in cases {
         let (exit, words) = exit_and_words(args);
         assert_eq!(exit, 2, "{args:?}: {words}");
     }
+}
+
+#[test]
+fn mutants_are_listed_without_a_tree() {
+    let (exit, words) = exit_and_words(&["mutants", "--list", "--arch", "x86_64"]);
+    assert_eq!(exit, 0, "{words}");
+    assert!(words.contains("(x86_64, defer)"), "{words}");
+    let (exit, words) = exit_and_words(&["mutants", "--arch", "s390", "--only", "no-shootdown"]);
+    assert_eq!(exit, 8, "{words}");
 }
 
 #[test]
@@ -89,4 +100,28 @@ fn a_cache_that_cannot_be_made_is_an_error_with_its_path() {
     let words = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(9), "{words}");
     assert!(words.contains(&file.display().to_string()), "{words}");
+}
+
+#[test]
+fn make_says_what_is_missing_where_there_is_neither_cargo_nor_apt() {
+    let bin = tempfile::tempdir().unwrap();
+    let path = std::env::var_os("PATH").unwrap();
+    let find = |tool: &str| {
+        let mut found = std::env::split_paths(&path).map(|dir| dir.join(tool));
+        found.find(|program| program.exists()).unwrap()
+    };
+    for tool in ["awk", "cc", "id"] {
+        std::os::unix::fs::symlink(find(tool), bin.path().join(tool)).unwrap();
+    }
+    let output = Command::new(find("make"))
+        .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
+        .arg("cargo")
+        .env("PATH", bin.path())
+        .env_remove("MAKEFLAGS")
+        .env_remove("MAKELEVEL")
+        .output()
+        .unwrap();
+    let words = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{words}");
+    assert!(words.contains("install Rust"), "{words}");
 }
