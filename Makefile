@@ -18,7 +18,7 @@ else
 unexport LINUX
 endif
 
-# Debian 12's own cargo is too old; its cargo-web is not.
+# Debian 12's own cargo is too old; its cargo-web is not, and is newer than Debian 13's own as well.
 CARGO_LEAST := 1.85
 AS_ROOT := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
@@ -41,15 +41,16 @@ clean:
 
 cargo:
 	@if command -v cc >/dev/null && \
-	    cargo --version 2>/dev/null | awk '{ split($$2, v, "."); exit !(v[1] > 1 || v[2] >= 85) }'; \
+	    cargo --version 2>/dev/null | \
+	    awk '{ split($$2, v, "."); ok = v[1] > 1 || v[2] >= 85 } END { exit !ok }'; \
 	then exit 0; fi; \
 	set -e; \
 	command -v apt-get >/dev/null || \
 		{ echo 'no cargo >= $(CARGO_LEAST), and no apt-get to install it: install Rust' >&2; exit 3; }; \
 	echo '+ $(AS_ROOT) apt-get update'; $(AS_ROOT) apt-get update -q; \
-	version=$$(apt-cache policy cargo | awk '/Candidate:/ { print $$2 }'); \
+	version=$$(apt-cache policy cargo-web | awk '/Candidate: [0-9]/ { print $$2 }'); \
 	if dpkg --compare-versions "$$version" ge $(CARGO_LEAST); \
-	then packages='cargo rustc'; else packages='cargo-web rustc-web'; fi; \
+	then packages='cargo-web rustc-web'; else packages='cargo rustc'; fi; \
 	set -x; \
 	$(AS_ROOT) env DEBIAN_FRONTEND=noninteractive \
 		apt-get install -q -y --no-install-recommends $$packages gcc libc6-dev ca-certificates
