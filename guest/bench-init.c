@@ -18,7 +18,6 @@
 
 #define WORK		"--work"
 #define COUNTER_PREFIX	"lazy_tlb_"
-#define SKIP_FLUSH_FILE	"/sys/kernel/debug/x86/tlb_skip_lazy_cpus"
 
 /* How long mms may go on waiting when the workload is over. */
 #define DRAIN_S		5
@@ -366,15 +365,6 @@ struct big {
 	bool bare;	/* end with nothing mapped, so that no flush is needed */
 };
 
-static void roam(const struct lazy_cpus *where, int helpers)
-{
-	int i;
-
-	for (i = helpers; i >= 0; i--)
-		if (!lazy_pin(0, where->cpu[i]))
-			lazy_fail("cannot run on CPU %d: %s", where->cpu[i], strerror(errno));
-}
-
 static void big_process(const struct lazy_cpus *where, void *arg)
 {
 	const struct big *big = arg;
@@ -382,7 +372,7 @@ static void big_process(const struct lazy_cpus *where, void *arg)
 
 	touch(64);
 	if (big->gone)
-		roam(where, big->helpers);
+		lazy_roam(where, big->helpers);
 	else
 		lazy_crowd_start(&crowd, where, big->helpers);
 	/* All are about to block: give them the time. */
@@ -509,8 +499,8 @@ static void bench(void)
 		if (getpid() == 1)
 			guest_problem("no " LAZY_TLB_DIR "policy");
 	}
-	if (skip && !lazy_write_file(SKIP_FLUSH_FILE, "1")) {
-		guest_problem("cannot write " SKIP_FLUSH_FILE ": %s", strerror(errno));
+	if (skip && !lazy_write_file(LAZY_SKIP_FLUSH, "1")) {
+		guest_problem("cannot write " LAZY_SKIP_FLUSH ": %s", strerror(errno));
 		return;
 	}
 	/* Each big process that unmaps itself would be reported. */

@@ -90,35 +90,6 @@ static const char * const cross_call[] = {
 	NULL
 };
 
-static const char * const tlb_call[] = { "TLB shootdowns", NULL };
-
-/* Sum over all CPUs of the lines with one of @texts; -1 when there are none. */
-static long irqs(const char * const *texts)
-{
-	char *line = NULL, *pos, *end;
-	FILE *f = fopen("/proc/interrupts", "r");
-	size_t size = 0;
-	long sum = -1, n;
-	int i;
-
-	if (!f)
-		return -1;
-	while (getline(&line, &size, f) > 0) {
-		for (i = 0; texts[i] && !strstr(line, texts[i]); i++)
-			;
-		pos = strchr(line, ':');
-		if (!texts[i] || !pos)
-			continue;
-		if (sum < 0)
-			sum = 0;
-		for (pos++; n = strtol(pos, &end, 10), end != pos; pos = end)
-			sum += n;
-	}
-	free(line);
-	fclose(f);
-	return sum;
-}
-
 static void block_everywhere(const struct lazy_cpus *where, void *known)
 {
 	struct lazy_self s;
@@ -137,8 +108,8 @@ static void exits(bool known)
 	long cal, tlb, i;
 	int status;
 
-	cal = irqs(cross_call);
-	tlb = irqs(tlb_call);
+	cal = lazy_irqs(cross_call);
+	tlb = lazy_irqs(lazy_tlb_call);
 	for (i = 0; i < nr; i++) {
 		status = lazy_run(&cpus, block_everywhere, known ? &cpus : NULL);
 		if (status) {
@@ -150,10 +121,10 @@ static void exits(bool known)
 	if (cal < 0)
 		guest_problem("no line for cross-calls in /proc/interrupts");
 	else
-		report("cal_irqs", irqs(cross_call) - cal);
+		report("cal_irqs", lazy_irqs(cross_call) - cal);
 	/* Only x86 counts them: no line where there is nothing to count. */
 	if (tlb >= 0)
-		report("tlb_irqs", irqs(tlb_call) - tlb);
+		report("tlb_irqs", lazy_irqs(lazy_tlb_call) - tlb);
 }
 
 /* ---- switches: user -> idle -> user on two CPUs ------------------------- */

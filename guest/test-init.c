@@ -174,11 +174,8 @@ static int is_program(const struct dirent *entry)
 
 static void roam_and_end(const struct lazy_cpus *cpus, void *arg)
 {
-	int i;
-
 	(void)arg;
-	for (i = cpus->nr - 1; i >= 0; i--)
-		lazy_pin(0, cpus->cpu[i]);
+	lazy_roam(cpus, cpus->nr - 1);
 	/* Not a flush, only the final drop could make those CPUs let go. */
 	lazy_unmap_everything();
 }
@@ -196,7 +193,7 @@ static void leave_an_mm_waiting(const struct lazy_cpus *cpus)
 	if (!lazy_policy(policy, sizeof(policy)) || strcmp(policy, "defer"))
 		return;
 	/* On x86, flushes would do it, but for this. Elsewhere there is no such file. */
-	lazy_write_file("/sys/kernel/debug/x86/tlb_skip_lazy_cpus", "Y");
+	lazy_write_file(LAZY_SKIP_FLUSH, "Y");
 	for (attempt = 0; attempt < 10 && waiting <= 0; attempt++) {
 		lazy_run(cpus, roam_and_end, NULL);
 		if (lazy_vmstat("lazy_tlb_deferred", &deferred) &&

@@ -12,9 +12,6 @@
 #define EXEC_ARG	"--exec-target"
 #define EXEC_CODE	42
 
-/* Makes x86 flushes leave lazy CPUs alone, as those of some machines do. */
-#define SKIP_LAZY_CPUS	"/sys/kernel/debug/x86/tlb_skip_lazy_cpus"
-
 FIXTURE(exit)
 {
 	struct lazy_test t;
@@ -49,7 +46,7 @@ FIXTURE_SETUP(exit)
 FIXTURE_TEARDOWN(exit)
 {
 	if (self->skipping)
-		EXPECT_TRUE(lazy_write_file(SKIP_LAZY_CPUS, "N"));
+		EXPECT_TRUE(lazy_write_file(LAZY_SKIP_FLUSH, "N"));
 	lazy_teardown(_metadata, &self->t);
 }
 
@@ -149,15 +146,30 @@ static void leave_lazies_and_end(const struct lazy_cpus *cpus, void *arg)
 		lazy_unmap_everything();
 }
 
+/* One process after the other does the job; by turns, so that every other one execs. */
+static void end_many(struct __test_metadata *_metadata, const struct lazy_test *t,
+		     struct job *job, int nr, bool by_turns)
+{
+	int i, status;
+
+	for (i = 0; i < nr; i++) {
+		if (by_turns)
+			job->exec = i & 1;
+		status = lazy_run(&t->cpus, leave_lazies_and_end, job);
+		if (job->unmap) {
+			ASSERT_TRUE(WIFSIGNALED(status));
+			ASSERT_EQ(SIGSEGV, WTERMSIG(status));
+		} else {
+			lazy_assert_exited(_metadata, status, job->exec ? EXEC_CODE : 0);
+		}
+	}
+}
+
 TEST_F_TIMEOUT(exit, lazies, LAZY_TIMEOUT)
 {
 	struct job job = { .how = variant->how, .refcount = self->t.refcount };
-	int i, status;
 
-	for (i = 0; i < 20; i++) {
-		status = lazy_run(&self->t.cpus, leave_lazies_and_end, &job);
-		lazy_assert_exited(_metadata, status, 0);
-	}
+	end_many(_metadata, &self->t, &job, 20, false);
 }
 
 TEST_F_TIMEOUT(exit, lazies_exec, LAZY_TIMEOUT)
@@ -167,18 +179,15 @@ TEST_F_TIMEOUT(exit, lazies_exec, LAZY_TIMEOUT)
 		.refcount = self->t.refcount,
 		.exec = true,
 	};
-	int i, status;
 
-	for (i = 0; i < 20; i++) {
-		status = lazy_run(&self->t.cpus, leave_lazies_and_end, &job);
-		lazy_assert_exited(_metadata, status, EXEC_CODE);
-	}
+	end_many(_metadata, &self->t, &job, 20, false);
 }
 
 /*
- * With nothing mapped, exit_mmap() has nothing to flush. Nothing but the final
- * drop can make lazy CPUs let go, on any architecture. (Threads that are killed
- * do so when they exit.)
+ * With nothing mapped, exit_mmap() has nothing to flush. CPUs that are still lazy
+ * when all is unmapped are left to the final drop, on any architecture. (On x86
+ * the flush of the unmapping makes them let go, and threads that are killed do so
+ * when they exit.)
  */
 TEST_F_TIMEOUT(exit, nothing_mapped, LAZY_TIMEOUT)
 {
@@ -187,13 +196,8 @@ TEST_F_TIMEOUT(exit, nothing_mapped, LAZY_TIMEOUT)
 		.refcount = self->t.refcount,
 		.unmap = true,
 	};
-	int i, status;
 
-	for (i = 0; i < 10; i++) {
-		status = lazy_run(&self->t.cpus, leave_lazies_and_end, &job);
-		ASSERT_TRUE(WIFSIGNALED(status));
-		ASSERT_EQ(SIGSEGV, WTERMSIG(status));
-	}
+	end_many(_metadata, &self->t, &job, 10, false);
 }
 
 /*
@@ -208,7 +212,6 @@ TEST_F_TIMEOUT(exit, sparse, LAZY_TIMEOUT)
 	long page = sysconf(_SC_PAGESIZE);
 	long entries = page / 8;
 	double need, have;
-	int i, status;
 
 	/*
 	 * The largest a page table can be: one page. With smaller ones, as on
@@ -222,11 +225,7 @@ TEST_F_TIMEOUT(exit, sparse, LAZY_TIMEOUT)
 		SKIP(return, "needs %.0f MiB free memory", need / (1 << 20));
 	ASSERT_LT(1UL << 30, job.table_span * job.tables);
 
-	for (i = 0; i < 5; i++) {
-		job.exec = i & 1;
-		status = lazy_run(&self->t.cpus, leave_lazies_and_end, &job);
-		lazy_assert_exited(_metadata, status, job.exec ? EXEC_CODE : 0);
-	}
+	end_many(_metadata, &self->t, &job, 5, true);
 }
 
 /*
@@ -246,32 +245,28 @@ TEST_F_TIMEOUT(exit, skipped_by_flush, LAZY_TIMEOUT)
 	long page = sysconf(_SC_PAGESIZE);
 	long lazy = self->t.cpus.nr - 1;
 	long before, after, remote;
-	int i, status;
+	const int nr = 20;
 
-	if (access(SKIP_LAZY_CPUS, W_OK))
-		SKIP(return, "no " SKIP_LAZY_CPUS);
+	if (access(LAZY_SKIP_FLUSH, W_OK))
+		SKIP(return, "no " LAZY_SKIP_FLUSH);
 	if (!found_remote(&before))
 		SKIP(return, "no lazy_tlb_found_lazy in /proc/vmstat");
-	ASSERT_TRUE(lazy_write_file(SKIP_LAZY_CPUS, "Y"));
+	ASSERT_TRUE(lazy_write_file(LAZY_SKIP_FLUSH, "Y"));
 	self->skipping = true;
 
 	job.table_span = (size_t)page / 8 * page;
-	for (i = 0; i < 20; i++) {
-		job.exec = i & 1;
-		status = lazy_run(&self->t.cpus, leave_lazies_and_end, &job);
-		lazy_assert_exited(_metadata, status, job.exec ? EXEC_CODE : 0);
-	}
+	end_many(_metadata, &self->t, &job, nr, true);
 	ASSERT_TRUE(found_remote(&after));
 	remote = after - before;
-	TH_LOG("%ld other CPUs found lazy by the final drops of %d mms", remote, i);
+	TH_LOG("%ld other CPUs found lazy by the final drops of %d mms", remote, nr);
 	if (self->t.refcount) {
 		EXPECT_EQ(0, remote);
 	} else if (variant->how == LAZY_BLOCK) {
 		/* Two threads may each take the other for the last one. */
-		EXPECT_GE(i / 2, remote);
+		EXPECT_GE(nr / 2, remote);
 	} else {
 		/* Not every time: tasks of others take CPUs. */
-		EXPECT_LE(i * lazy / 2, remote);
+		EXPECT_LE(nr * lazy / 2, remote);
 	}
 }
 
@@ -287,7 +282,7 @@ TEST_F_TIMEOUT(exit, killed_threads_let_go, LAZY_TIMEOUT)
 		.unmap = true,
 	};
 	long before, after;
-	int i, status;
+	const int nr = 20;
 
 	if (variant->how != LAZY_BLOCK)
 		SKIP(return, "no thread is left to be killed");
@@ -295,14 +290,34 @@ TEST_F_TIMEOUT(exit, killed_threads_let_go, LAZY_TIMEOUT)
 		SKIP(return, "needs three CPUs");
 	if (!found_remote(&before))
 		SKIP(return, "no lazy_tlb_found_lazy in /proc/vmstat");
-	for (i = 0; i < 20; i++) {
-		status = lazy_run(&self->t.cpus, leave_lazies_and_end, &job);
-		ASSERT_TRUE(WIFSIGNALED(status));
-	}
+	end_many(_metadata, &self->t, &job, nr, false);
 	ASSERT_TRUE(found_remote(&after));
 	TH_LOG("%ld other CPUs found lazy by the final drops of %d mms",
-	       after - before, i);
-	EXPECT_GE(i / 2, after - before);
+	       after - before, nr);
+	EXPECT_GE(nr / 2, after - before);
+}
+
+/*
+ * On x86 the flush of the last thread interrupts the CPUs in mm_cpumask. Those
+ * that the other threads were killed on have left it.
+ */
+TEST_F_TIMEOUT(exit, killed_threads_are_not_flushed, LAZY_TIMEOUT)
+{
+	struct job job = { .how = variant->how, .refcount = self->t.refcount };
+	const int nr = 20;
+	long before, after;
+
+	if (variant->how != LAZY_BLOCK)
+		SKIP(return, "no thread is left to be killed");
+	if (self->t.refcount)
+		SKIP(return, "a CPU that is refcounted stays lazy");
+	before = lazy_irqs(lazy_tlb_call);
+	if (before < 0)
+		SKIP(return, "no TLB flushes in /proc/interrupts");
+	end_many(_metadata, &self->t, &job, nr, false);
+	after = lazy_irqs(lazy_tlb_call);
+	TH_LOG("%ld interrupts for the TLB flushes of %d mms", after - before, nr);
+	EXPECT_GE(nr / 2, after - before);
 }
 
 int main(int argc, char **argv)

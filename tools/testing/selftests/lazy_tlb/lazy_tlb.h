@@ -32,6 +32,9 @@
 
 #define LAZY_TLB_DIR	"/sys/kernel/debug/lazy_tlb/"
 
+/* Makes x86 flushes leave lazy CPUs alone, as those of some machines do. */
+#define LAZY_SKIP_FLUSH	"/sys/kernel/debug/x86/tlb_skip_lazy_cpus"
+
 #define LAZY_MAX_CPUS	CPU_SETSIZE
 
 /* ---- output ---------------------------------------------------------- */
@@ -218,6 +221,36 @@ static inline bool lazy_vmstat(const char *key, long *value)
 	       lazy_field(buf, key, value);
 }
 
+/* What carries a TLB flush in /proc/interrupts. Only x86 counts that. */
+static const char * const lazy_tlb_call[] = { "TLB shootdowns", NULL };
+
+/* Sum over all CPUs of the lines of /proc/interrupts with one of @texts, or -1. */
+static inline long lazy_irqs(const char * const *texts)
+{
+	char *line = NULL, *pos, *end;
+	FILE *f = fopen("/proc/interrupts", "r");
+	size_t size = 0;
+	long sum = -1, n;
+	int i;
+
+	if (!f)
+		return -1;
+	while (getline(&line, &size, f) > 0) {
+		for (i = 0; texts[i] && !strstr(line, texts[i]); i++)
+			;
+		pos = strchr(line, ':');
+		if (!texts[i] || !pos)
+			continue;
+		if (sum < 0)
+			sum = 0;
+		for (pos++; n = strtol(pos, &end, 10), end != pos; pos = end)
+			sum += n;
+	}
+	free(line);
+	fclose(f);
+	return sum;
+}
+
 /* ---- CPUs ------------------------------------------------------------ */
 
 static inline bool lazy_pin(pid_t tid, int cpu)
@@ -380,6 +413,16 @@ static inline void lazy_crowd_kick(struct lazy_crowd *crowd)
 	lazy_crowd_arrive(crowd);
 }
 
+/* Run on each of the first @nr CPUs after home, and on home in the end. */
+static inline void lazy_roam(const struct lazy_cpus *cpus, int nr)
+{
+	int i;
+
+	for (i = nr; i >= 0; i--)
+		if (!lazy_pin(0, cpus->cpu[i]))
+			lazy_fail("cannot run on CPU %d: %s", cpus->cpu[i], strerror(errno));
+}
+
 /*
  * Make the first @nr CPUs after home lazy on the caller's mm, and see that
  * they are. Other user tasks may take a CPU in between, hence the attempts.
@@ -401,10 +444,7 @@ static inline void lazy_occupy(struct lazy_crowd *crowd,
 				lazy_crowd_kick(crowd);
 			break;
 		case LAZY_ROAM:
-			for (i = nr; i >= 0; i--)
-				if (!lazy_pin(0, cpus->cpu[i]))
-					lazy_fail("cannot run on CPU %d: %s",
-						  cpus->cpu[i], strerror(errno));
+			lazy_roam(cpus, nr);
 			break;
 		case LAZY_DIE:
 			crowd->once = true;
