@@ -293,9 +293,9 @@ fn run(cli: Cli) -> Result<Exit> {
                 options,
                 json,
             } = bench;
-            let Kernel { target, variant } = kernel;
-            let shop = project.workshop(&target.skip.skip, &[arch::find(&target.arch)?])?;
-            let build = shop.build(arch::find(&target.arch)?, &variant)?;
+            let arch = arch::find(&kernel.target.arch)?;
+            let shop = project.workshop(&kernel.target.skip.skip, &[arch])?;
+            let build = shop.build(arch, &kernel.variant)?;
             return bench::run(&project, &build, &options, json.as_deref());
         }
         Command::Series { out } => {

@@ -307,7 +307,7 @@ pub fn run(project: &Project, options: &Options) -> Result<Exit> {
         println!("\n== {} ({})", mutant.name, mutant.guest());
         let tried = match (mutant.shown, &shop) {
             (Shown::Guest(kind, policy), Some(shop)) => {
-                in_guest(project, shop, mutant, kind, policy)
+                in_guest(project, shop, &all, mutant, kind, policy)
             }
             _ => in_model(project, &base.dir, &all, mutant),
         };
@@ -335,12 +335,13 @@ pub fn run(project: &Project, options: &Options) -> Result<Exit> {
 fn in_guest(
     project: &Project,
     shop: &Workshop<'_>,
+    all: &Changes,
     mutant: &Mutant,
     kind: &'static Kind,
     policy: &str,
 ) -> Result<Red> {
     // The same folder as `shop.tree`: kbuild goes on from what it has.
-    tree::mutated(&project.cache, &shop.base, &shop.series, &mutant.patch)?;
+    tree::mutated(&project.cache, &shop.base, all, &mutant.patch)?;
     let built = Built::build(project, shop, kind.arch())?;
     let guest = TestGuest::new(project, shop, kind, &built)?;
     let (report, cases) = guest.run(policy, STOP, &format!("mutant-{}", mutant.name))?;

@@ -42,12 +42,12 @@ pub fn patched(
     hold(cache, base, selection, &wanted)
 }
 
-/// The same with the whole series and a mutant, which the next [`patched`] takes out again.
-pub fn mutated(cache: &Cache, base: &Base, series: &Series, mutant: &Patch) -> Result<PathBuf> {
-    let all = Selection::default();
-    let mut wanted = series.changes(&base.dir, &all)?;
-    wanted.extend(on_top(&base.dir, &wanted, mutant)?);
-    hold(cache, base, &all, &wanted)
+/// The same with all that the series changes and a mutant, which the next [`patched`] takes out
+/// again.
+pub fn mutated(cache: &Cache, base: &Base, all: &Changes, mutant: &Patch) -> Result<PathBuf> {
+    let mut wanted = all.clone();
+    wanted.extend(on_top(&base.dir, all, mutant)?);
+    hold(cache, base, &Selection::default(), &wanted)
 }
 
 /// Makes the cache's tree of a selection hold the base with the wanted changes.
@@ -649,6 +649,7 @@ mod tests {
         let (base, series) = (base_at(&base), Series::load(&repo).unwrap());
         let all = Selection::default();
         let tree = patched(&cache, &base, &series, &all).unwrap();
+        let changes = series.changes(&base.dir, &all).unwrap();
         let before = snapshot(&tree).unwrap();
         let mutant = |ours: &str| {
             let entry = Entry {
@@ -670,13 +671,13 @@ mod tests {
             Patch::parse("mutants", entry, &text).unwrap()
         };
         let (exit, error) =
-            classify(mutated(&cache, &base, &series, &mutant("other")).unwrap_err());
+            classify(mutated(&cache, &base, &changes, &mutant("other")).unwrap_err());
         assert_eq!(exit, Exit::Patch);
         let text = error.to_string();
         assert!(text.contains("mutants/a.patch does not apply"), "{text}");
         assert_eq!(snapshot(&tree).unwrap(), before);
 
-        let there = mutated(&cache, &base, &series, &mutant("//! Ours.")).unwrap();
+        let there = mutated(&cache, &base, &changes, &mutant("//! Ours.")).unwrap();
         assert_eq!(there, tree);
         for path in ["mm/lazy_tlb/lazy_tlb.rs", "scripts/run.sh"] {
             let text = fs::read_to_string(tree.join(path)).unwrap();
