@@ -22,8 +22,9 @@ DEFINE_PER_CPU(struct mm_struct *, lazy_tlb_slot);
  * The next switch to a user task goes through membarrier_switch_mm() with
  * init_mm as the previous mm, which membarrier(2) handles like any other.
  *
- * Context: Interrupts disabled. Called from the IPI of the final drop, or by an
- *          architecture that has its own reason to leave a lazy mm.
+ * Context: Interrupts disabled. Called from the IPI of the final drop, by a
+ *          thread that exits along with others, or by an architecture that has
+ *          its own reason to leave a lazy mm.
  * Return: true if the CPU was lazy on @mm.
  */
 bool lazy_tlb_let_go(struct mm_struct *mm)
