@@ -394,30 +394,28 @@ static void unuse_mm_after_migration(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, set_cpus_allowed_ptr(current, cpumask_of(f->cpu[0])), 0);
 }
 
-/* Uses one mm after the other until it is told to stop. */
+/* More than a thread gets through before it is sent away. */
+#define ROAMER_MMS	64
+
+/* Uses one new mm after the other. */
 struct roamer {
 	struct kthread_work work;
 	struct kthread_work chase;
 	struct task_struct *task;
 	const struct cpumask *where;
-	bool stop;
-	unsigned long mms;
+	struct mm_struct *mm[ROAMER_MMS];
+	unsigned int used;
 };
 
 static void roam_fn(struct kthread_work *work)
 {
 	struct roamer *roamer = container_of(work, struct roamer, work);
+	unsigned int i;
 
-	while (!READ_ONCE(roamer->stop)) {
-		struct mm_struct *mm = mm_alloc();
-
-		if (!mm)
-			break;
-		kthread_use_mm(mm);
-		kthread_unuse_mm(mm);
-		mmput(mm);
-		roamer->mms++;
-		cond_resched();
+	for (i = 0; i < ROAMER_MMS; i++) {
+		kthread_use_mm(roamer->mm[i]);
+		kthread_unuse_mm(roamer->mm[i]);
+		WRITE_ONCE(roamer->used, i + 1);
 	}
 }
 
@@ -429,44 +427,70 @@ static void chase_fn(struct kthread_work *work)
 	set_cpus_allowed_ptr(roamer->task, roamer->where);
 }
 
+/* Wait, without sleep, until the roamer has used that many mms. */
+static bool wait_for_roamer(struct roamer *roamer, unsigned int used)
+{
+	unsigned long end = jiffies + PATIENCE * HZ;
+
+	while (READ_ONCE(roamer->used) < used) {
+		if (time_after(jiffies, end))
+			return false;
+		cond_resched();
+		cpu_relax();
+	}
+	return true;
+}
+
 /*
  * A thread may be preempted anywhere in kthread_use_mm() and kthread_unuse_mm(),
  * and go on elsewhere. Whoever preempts it is lazy on its mm, and stays so: the
  * final drop must find that CPU. With interrupts disabled in there, a wakeup
  * arrives when they are enabled again, which is between the switch to the mm
- * and what comes after it. Nothing is expected but that the kernel does not warn.
+ * and what comes after it. That is much of what the roamer does, and no CPU has
+ * seen the mm before.
  */
 static void use_mm_preempted_and_migrated(struct kunit *test)
 {
+	unsigned int round, i, here = 1, there = 2;
 	struct fixture *f = test->priv;
-	struct roamer roamer = {};
 	struct kthread_worker *worker;
-	unsigned int i, here = 1, there = 2;
+	struct roamer *roamer;
 
 	if (f->nr < 3)
 		kunit_skip(test, "needs three online CPUs");
 
+	roamer = kunit_kzalloc(test, sizeof(*roamer), GFP_KERNEL);
+	KUNIT_ASSERT_NOT_NULL(test, roamer);
 	worker = kthread_run_worker(0, "lazy_tlb_roamer");
 	KUNIT_ASSERT_NOT_ERR_OR_NULL(test, worker);
-	roamer.task = worker->task;
-	set_cpus_allowed_ptr(roamer.task, cpumask_of(f->cpu[here]));
+	roamer->task = worker->task;
 	sched_set_fifo(f->worker[here]->task);
 	sched_set_fifo(f->worker[there]->task);
 
-	kthread_init_work(&roamer.work, roam_fn);
-	kthread_queue_work(worker, &roamer.work);
-	for (i = 0; i < 1000; i++) {
-		roamer.where = cpumask_of(f->cpu[there]);
-		kthread_init_work(&roamer.chase, chase_fn);
-		kthread_queue_work(f->worker[here], &roamer.chase);
-		kthread_flush_work(&roamer.chase);
+	for (round = 0; round < 100; round++) {
+		for (i = 0; i < ROAMER_MMS; i++)
+			roamer->mm[i] = new_mm(test);
+		set_cpus_allowed_ptr(roamer->task, cpumask_of(f->cpu[here]));
+		roamer->where = cpumask_of(f->cpu[there]);
+		roamer->used = 0;
+		kthread_init_work(&roamer->work, roam_fn);
+		kthread_init_work(&roamer->chase, chase_fn);
+
+		kthread_queue_work(worker, &roamer->work);
+		KUNIT_EXPECT_TRUE(test, wait_for_roamer(roamer, 1 + round % 8));
+		kthread_queue_work(f->worker[here], &roamer->chase);
+		kthread_flush_work(&roamer->chase);
+		kthread_flush_work(&roamer->work);
+
+		for (i = 0; i < ROAMER_MMS; i++)
+			mmput(roamer->mm[i]);
+		if (!lazy_tlb_refcounted() && !policy_is("defer")) {
+			KUNIT_EXPECT_NULL(test, lazy_tlb_slot_of(f->cpu[here]));
+			KUNIT_EXPECT_NULL(test, lazy_tlb_slot_of(f->cpu[there]));
+		}
 		swap(here, there);
-		/* A prime, so that it does not keep pace with anything. */
-		udelay(i % 97);
 	}
-	WRITE_ONCE(roamer.stop, true);
 	kthread_destroy_worker(worker);
-	KUNIT_EXPECT_GT(test, roamer.mms, 0);
 }
 
 /* ---- the final drop --------------------------------------------------- */

@@ -35,7 +35,7 @@ const HOST_STAGES: [(&str, HostStage); 5] = [
 /// The stages that need kernels. All but `guests` are x86_64's.
 const KERNEL_STAGES: [&str; 4] = ["guests", "off", "run", "bench"];
 
-/// What a guest is booted with, one after the other.
+/// What a guest is booted with.
 pub const POLICIES: [&str; 3] = ["shootdown", "defer", "refcount"];
 /// The suites that must have run at boot.
 const SUITES: [&str; 2] = ["lazy_tlb", "lazy_tlb_policy"];
@@ -74,13 +74,20 @@ impl Plan<'_> {
         let mut kernels = VecDeque::new();
         for arch in arch::of_kinds(&self.guests) {
             let mut uses = Vec::new();
-            if self.wants("guests") {
-                let ours = |kind: &&&Kind| kind.arch().name == arch.name;
-                uses.extend(self.guests.iter().filter(ours).map(|kind| Use::Guest(kind)));
-            }
+            // The longest ones first, or one of them would go on alone at the end.
             if arch.name == "x86_64" {
                 let wanted = others.iter().filter(|(stage, _)| self.wants(stage));
                 uses.extend(wanted.map(|(_, use_of)| *use_of));
+            }
+            if self.wants("guests") {
+                let ours = |kind: &&&Kind| kind.arch().name == arch.name;
+                for kind in self.guests.iter().filter(ours) {
+                    uses.extend(POLICIES.map(|policy| Use::Guest(kind, policy)));
+                    // The kernel reads the parameter in the same way on every architecture.
+                    if arch.name == "x86_64" {
+                        uses.push(Use::Guest(kind, BOGUS));
+                    }
+                }
             }
             if !uses.is_empty() {
                 kernels.push_back(Kernel { arch, uses });
@@ -99,8 +106,8 @@ struct Kernel {
 /// What a kernel is for.
 #[derive(Clone, Copy)]
 enum Use {
-    /// A test guest.
-    Guest(&'static Kind),
+    /// A test guest, booted under a policy.
+    Guest(&'static Kind, &'static str),
     /// The main job.
     Run,
     /// The comparison with the option off.
@@ -110,12 +117,12 @@ enum Use {
 }
 
 impl Use {
-    fn stage(&self) -> &'static str {
+    fn stage(&self) -> String {
         match self {
-            Use::Guest(kind) => kind.name,
-            Use::Run => "run",
-            Use::Off => "off",
-            Use::Bench => "bench",
+            Use::Guest(kind, policy) => format!("{}/{policy}", kind.name),
+            Use::Run => "run".into(),
+            Use::Off => "off".into(),
+            Use::Bench => "bench".into(),
         }
     }
 }
@@ -243,7 +250,8 @@ impl Work<'_> {
                     let said = format!("{error:#}");
                     for use_of in &kernel.uses {
                         let stage = use_of.stage();
-                        self.ended(stage, started, Ok(vec![not_built(stage, &said, &too_old)]));
+                        let case = not_built(&stage, &said, &too_old);
+                        self.ended(&stage, started, Ok(vec![case]));
                     }
                 }
             }
@@ -263,8 +271,8 @@ impl Work<'_> {
                 }
             };
             drop(board);
-            self.stage(use_of.stage(), || match &use_of {
-                Use::Guest(kind) => guests(self.project, self.shop, kind, &built),
+            self.stage(&use_of.stage(), || match &use_of {
+                Use::Guest(kind, policy) => guest(self.project, self.shop, kind, &built, policy),
                 Use::Run => main_job(self.project, &built),
                 Use::Off => disasm::option_off(self.shop, arch::find("x86_64")?),
                 Use::Bench => small_bench(self.project, &built),
@@ -485,56 +493,50 @@ impl<'a> TestGuest<'a> {
     }
 }
 
-/// A guest under each policy, and x86_64's under one that it does not know.
-fn guests(
+/// What a guest shows under a policy, which may be one that it does not know.
+fn guest(
     project: &Project,
     shop: &Workshop<'_>,
     kind: &'static Kind,
     built: &Built,
+    policy: &str,
 ) -> Result<Vec<Case>> {
-    let arch = kind.arch();
     let guest = TestGuest::new(project, shop, kind, built)?;
-    let log = |policy: &str| format!("test-{}-{policy}", kind.name);
-    let mut cases = Vec::new();
-    for policy in POLICIES {
-        // One policy that does not boot leaves the others to be tried.
-        let found = match guest.run(policy, "", &log(policy)) {
-            Ok((report, mut cases)) => {
-                // The kernel does it in the same way on every architecture.
-                if policy == "defer" && arch.name == "x86_64" {
-                    cases.push(Case::of(
-                        "no mm waits when the machine stops",
-                        flushed(&report.text),
-                    ));
-                }
-                cases
+    let log = format!("test-{}-{policy}", kind.name);
+    let found = match policy {
+        BOGUS => bogus(project, &guest, &log),
+        _ => guest.run(policy, "", &log).map(|(report, mut cases)| {
+            // The kernel does it in the same way on every architecture.
+            if policy == "defer" && kind.arch().name == "x86_64" {
+                cases.push(Case::of(
+                    "no mm waits when the machine stops",
+                    flushed(&report.text),
+                ));
             }
-            Err(error) => vec![Case::failed("boot", format!("{error:#}"))],
-        };
-        cases.extend(found.into_iter().map(|case| case.within(policy)));
-    }
-    // The kernel reads the parameter in the same way on every architecture.
-    if arch.name == "x86_64" {
-        let append = "LAZY_TLB_EXITS=10 LAZY_TLB_REPEAT=1";
-        // The workload's first process reports the policy; a few exits are enough for that.
-        let initramfs = compare::run_initramfs(project, arch)?;
-        let report = guest.boot(BOGUS, append, &initramfs, &log(BOGUS))?;
-        let policy = report.values("lazy-tlb-run").remove("policy");
-        let kept = match policy.as_deref() {
-            Some("shootdown") => Case::passed("the default is kept"),
-            other => Case::failed("the default is kept", format!("policy {other:?}")),
-        };
-        let said = match complains(&report.text) {
-            true => Case::passed("the console says so"),
-            false => Case::failed("the console says so", "no line names it"),
-        };
-        let found = [Case::of("boot", report.check()), kept, said];
-        cases.extend(found.map(|case| case.within(BOGUS)));
-    }
-    Ok(cases
-        .into_iter()
-        .map(|case| case.within(kind.name))
-        .collect())
+            cases
+        }),
+    };
+    let cases = found.unwrap_or_else(|error| vec![Case::failed("boot", format!("{error:#}"))]);
+    let within = |case: Case| case.within(policy).within(kind.name);
+    Ok(cases.into_iter().map(within).collect())
+}
+
+/// What the kernel does about a policy that it does not know.
+fn bogus(project: &Project, guest: &TestGuest<'_>, log: &str) -> Result<Vec<Case>> {
+    let append = "LAZY_TLB_EXITS=10 LAZY_TLB_REPEAT=1";
+    // The workload's first process reports the policy; a few exits are enough for that.
+    let initramfs = compare::run_initramfs(project, guest.kind.arch())?;
+    let report = guest.boot(BOGUS, append, &initramfs, log)?;
+    let policy = report.values("lazy-tlb-run").remove("policy");
+    let kept = match policy.as_deref() {
+        Some("shootdown") => Case::passed("the default is kept"),
+        other => Case::failed("the default is kept", format!("policy {other:?}")),
+    };
+    let said = match complains(&report.text) {
+        true => Case::passed("the console says so"),
+        false => Case::failed("the console says so", "no line names it"),
+    };
+    Ok(vec![Case::of("boot", report.check()), kept, said])
 }
 
 /// Whether the guest left an mm waiting when it stopped, and a round freed it after that.
@@ -635,7 +637,7 @@ mod tests {
                 .iter()
                 .map(Use::stage)
                 .collect::<Vec<_>>()
-                .join("+")
+                .join(" ")
         };
         let shown = |k: &Kernel| format!("{}: {}", k.arch.name, uses(k));
         plan.kernels().iter().map(shown).collect()
@@ -646,15 +648,16 @@ mod tests {
         assert_eq!(
             kernels(&plan("all", &[])),
             [
-                "x86_64: x86_64+run+off+bench",
-                "arm64: arm64",
-                "s390: s390",
-                "powerpc: powerpc-radix+powerpc-hash",
+                "x86_64: run off bench x86_64/shootdown x86_64/defer x86_64/refcount x86_64/bogus",
+                "arm64: arm64/shootdown arm64/defer arm64/refcount",
+                "s390: s390/shootdown s390/defer s390/refcount",
+                "powerpc: powerpc-radix/shootdown powerpc-radix/defer powerpc-radix/refcount \
+                 powerpc-hash/shootdown powerpc-hash/defer powerpc-hash/refcount",
             ]
         );
         assert_eq!(
             kernels(&plan("powerpc-hash", &[])),
-            ["powerpc: powerpc-hash"]
+            ["powerpc: powerpc-hash/shootdown powerpc-hash/defer powerpc-hash/refcount"]
         );
         let off = ["off".to_owned()];
         assert_eq!(kernels(&plan("all", &off)), ["x86_64: off"]);

@@ -135,9 +135,7 @@ static void leave_lazies_and_end(const struct lazy_cpus *cpus, void *arg)
 		unmap_under_lazies(job, cpus, &s);
 	else
 		lazy_occupy(&crowd, cpus, cpus->nr - 1, job->how, &s);
-	if (!lazy_counts_ok(job->refcount, &base, &s))
-		lazy_fail("mm_count %ld before, %ld with %ld lazy CPUs",
-			  base.mm_count, s.mm_count, s.lazy_cpus);
+	lazy_check_counts(job->refcount, &base, "before the end");
 	if (job->exec) {
 		execv("/proc/self/exe", exec_argv);
 		lazy_fail("exec: %s", strerror(errno));

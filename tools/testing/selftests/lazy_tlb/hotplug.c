@@ -111,9 +111,7 @@ static void offline_and_end(const struct lazy_cpus *cpus, void *arg)
 	if (s.lazy_cpus > cpus->nr - 2)
 		lazy_fail("CPU %d is offline, but %ld of %d CPUs are lazy",
 			  job->victim, s.lazy_cpus, cpus->nr - 1);
-	if (!lazy_counts_ok(job->refcount, &base, &s))
-		lazy_fail("mm_count %ld before, %ld with %ld lazy CPUs",
-			  base.mm_count, s.mm_count, s.lazy_cpus);
+	lazy_check_counts(job->refcount, &base, "with a CPU offline");
 	if (job->back && !set_online(job->victim, true))
 		lazy_fail("cannot bring CPU %d back: %s", job->victim, strerror(errno));
 }

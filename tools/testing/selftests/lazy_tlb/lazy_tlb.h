@@ -472,4 +472,25 @@ static inline bool lazy_counts_ok(bool refcount, const struct lazy_self *base,
 	return now->mm_count - base->mm_count == lazies;
 }
 
+/*
+ * The kernel reads mm_count first and counts lazy CPUs then. A CPU may begin or
+ * end being one in between; two numbers that stay apart are wrong.
+ */
+static inline void lazy_check_counts(bool refcount, const struct lazy_self *base,
+				     const char *when)
+{
+	double end = lazy_now() + 2;
+	struct lazy_self s;
+
+	do {
+		if (!lazy_self(&s))
+			lazy_fail("cannot read " LAZY_TLB_DIR "self");
+		if (lazy_counts_ok(refcount, base, &s))
+			return;
+		lazy_sleep_us(1000);
+	} while (lazy_now() < end);
+	lazy_fail("%s: mm_count %ld at first, %ld with %ld lazy CPUs", when,
+		  base->mm_count, s.mm_count, s.lazy_cpus);
+}
+
 #endif /* SELFTESTS_LAZY_TLB_H */

@@ -53,24 +53,6 @@ struct job {
 
 static struct lazy_crowd crowd;
 
-static void check_counts(const struct job *job, const struct lazy_self *base,
-			 const char *when)
-{
-	struct lazy_self s;
-	int attempt;
-
-	/* A lazy CPU may end being one between the two numbers. */
-	for (attempt = 0; attempt < 50; attempt++) {
-		if (!lazy_self(&s))
-			lazy_fail("cannot read " LAZY_TLB_DIR "self");
-		if (lazy_counts_ok(job->refcount, base, &s))
-			return;
-		lazy_sleep_us(1000);
-	}
-	lazy_fail("%s: mm_count %ld at first, %ld with %ld lazy CPUs", when,
-		  base->mm_count, s.mm_count, s.lazy_cpus);
-}
-
 static void unmap_and_end(const struct lazy_cpus *cpus, void *arg)
 {
 	const struct job *job = arg;
@@ -101,7 +83,7 @@ static void unmap_and_end(const struct lazy_cpus *cpus, void *arg)
 		if (munmap(part, span))
 			lazy_fail("munmap: %s", strerror(errno));
 	}
-	check_counts(job, &base, "after munmap");
+	lazy_check_counts(job->refcount, &base, "after munmap");
 
 	/*
 	 * Blocked threads die on this CPU, not on theirs: there the idle task
@@ -111,7 +93,7 @@ static void unmap_and_end(const struct lazy_cpus *cpus, void *arg)
 		for (i = 0; i < crowd.nr; i++)
 			if (!lazy_pin(crowd.helper[i].tid, cpus->cpu[0]))
 				lazy_fail("cannot move a thread: %s", strerror(errno));
-	check_counts(job, &base, "before exit");
+	lazy_check_counts(job->refcount, &base, "before exit");
 }
 
 /* Rounds differ in the number of flushes that free page tables. */
