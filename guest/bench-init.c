@@ -90,6 +90,35 @@ static long waiting(const struct counters *c)
 	return waiting_exact(c) ? deferred - counter(c, "flushed") : deferred;
 }
 
+/* ---- what is allocated ---------------------------------------------------- */
+
+/* What dies with an mm. The second is a cache of its own on arm64 only. */
+static const char * const slab_name[] = { "mm_struct", "pgd_cache" };
+
+#define NR_SLABS	(sizeof(slab_name) / sizeof(*slab_name))
+
+/* Objects in use of each; -1 where the kernel does not say. */
+static void slabs_read(long *objects)
+{
+	static char buf[64 * 1024];
+	char path[64];
+	size_t i;
+
+	for (i = 0; i < NR_SLABS; i++) {
+		/* Free objects that a CPU keeps for itself count as used. */
+		snprintf(path, sizeof(path), "/sys/kernel/slab/%s/shrink", slab_name[i]);
+		lazy_write_file(path, "1");
+	}
+	if (!lazy_read_file("/proc/slabinfo", buf, sizeof(buf)))
+		buf[0] = '\0';
+	for (i = 0; i < NR_SLABS; i++) {
+		char *line = strstr(buf, slab_name[i]);
+
+		if (!line || sscanf(line + strlen(slab_name[i]), " %ld", &objects[i]) != 1)
+			objects[i] = -1;
+	}
+}
+
 /* ---- how many mms wait, over time ---------------------------------------- */
 
 #define MAX_SAMPLES	2000
@@ -484,11 +513,13 @@ static void bench(void)
 	long skip = lazy_env("LAZY_TLB_SKIP_FLUSH", 0);
 	const char *workload = getenv("LAZY_TLB_WORKLOAD");
 	long jobs = lazy_env("LAZY_TLB_JOBS", 200);
+	long slabs_before[NR_SLABS], slabs_after[NR_SLABS];
 	struct counters before, after;
 	char policy[32], mmu[32];
 	const char *drained;
 	double ms, drain_ms;
 	struct utsname name;
+	size_t i;
 	int err;
 
 	if (!workload || !*workload)
@@ -514,6 +545,7 @@ static void bench(void)
 
 	/* The first process stays out of the way, and the sampler with it. */
 	lazy_pin(0, cpus.cpu[0]);
+	slabs_read(slabs_before);
 	counters_read(&before);
 	sampler.start = lazy_now();
 	err = pthread_create(&sampler.thread, NULL, sample, NULL);
@@ -528,7 +560,12 @@ static void bench(void)
 	counters_read(&after);
 	atomic_store(&sampler.stop, true);
 	pthread_join(sampler.thread, NULL);
+	slabs_read(slabs_after);
 
+	for (i = 0; i < NR_SLABS; i++)
+		if (slabs_before[i] >= 0)
+			guest_line("lazy-tlb-bench: what=slab name=%s before=%ld after=%ld",
+				   slab_name[i], slabs_before[i], slabs_after[i]);
 	report(&before, &after);
 	guest_line("lazy-tlb-bench: what=result exits=%ld lazy_at_exit=%ld ms=%.0f drained=%s drain_ms=%.0f waiting_exact=%d samples=%ld samples_dropped=%ld",
 		   atomic_load(&shared->exits), atomic_load(&shared->lazy_at_exit), ms,

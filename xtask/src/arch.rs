@@ -14,7 +14,7 @@ pub struct Arch {
     pub machine_name: &'static str,
     /// The bootable image, relative to the build folder.
     pub image: &'static str,
-    /// The emulator.
+    /// The emulator; empty where the kernel is a program of this machine, see [`Arch::is_program`].
     pub qemu: &'static str,
     /// The packages that may bring it, the first that is on offer being taken.
     pub qemu_packages: &'static [&'static str],
@@ -35,7 +35,7 @@ pub struct Arch {
 }
 
 /// The architectures. The order is that of the builds in `test`.
-pub static ARCHES: [Arch; 4] = [
+pub static ARCHES: [Arch; 5] = [
     Arch {
         name: "x86_64",
         machine_name: "x86_64",
@@ -93,7 +93,30 @@ pub static ARCHES: [Arch; 4] = [
         gcc_packages: &["gcc-powerpc64le-linux-gnu", "libc6-dev-ppc64el-cross"],
         least_rustc: [1, 95, 0],
     },
+    Arch {
+        name: "um",
+        // It could be of any; with several CPUs it is of this one.
+        machine_name: "x86_64",
+        image: "linux",
+        qemu: "",
+        qemu_packages: &[],
+        machine: &[],
+        cpu: "",
+        console: "tty0",
+        elf_machine: object::elf::EM_X86_64,
+        gcc: "gcc",
+        gcc_packages: &["gcc", "libc6-dev"],
+        least_rustc: [1, 85, 0],
+    },
 ];
+
+impl Arch {
+    /// Whether the kernel itself is a program of this machine (user-mode Linux), so that it needs
+    /// no emulator: its code runs at this machine's speed, on its CPUs.
+    pub fn is_program(&self) -> bool {
+        self.qemu.is_empty()
+    }
+}
 
 /// An architecture in one of its MMU modes: what `test` boots.
 #[derive(Debug)]
@@ -109,7 +132,7 @@ pub struct Kind {
 }
 
 /// The guests, those of one architecture side by side.
-pub static KINDS: [Kind; 5] = [
+pub static KINDS: [Kind; 6] = [
     Kind {
         // So that what happens when the machine stops is seen, after the last process.
         append: "trace_event=lazy_tlb:lazy_tlb_round tp_printk",
@@ -133,6 +156,7 @@ pub static KINDS: [Kind; 5] = [
         append: "disable_radix",
         mmu: Some("Hash"),
     },
+    Kind::plain("um"),
 ];
 
 impl Kind {

@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{ensure, Context, Result};
 use clap::Args;
 use comfy_table::{CellAlignment, Table};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::arch::Arch;
 use crate::console::{self, Report};
@@ -19,14 +19,16 @@ use crate::guest::{self, Guest, GuestFile};
 use crate::kbuild::Build;
 use crate::project::Project;
 use crate::report::{Case, Status};
-use crate::sh;
+use crate::{results, sh};
 
 /// Every policy, in the table's order.
-const POLICIES: [&str; 4] = ["unconditional", "shootdown", "defer", "refcount"];
+pub const POLICIES: [&str; 4] = ["unconditional", "shootdown", "defer", "refcount"];
 /// Every workload that the guest program knows.
-const WORKLOADS: [&str; 3] = ["build", "threaded", "mix"];
+pub const WORKLOADS: [&str; 3] = ["build", "threaded", "mix"];
 /// What the first process puts in front of its lines.
 const PREFIX: &str = "lazy-tlb-bench: ";
+/// The last of our own words on the kernel's command line.
+const LAST_WORD: &str = "LAZY_TLB_SKIP_FLUSH=";
 /// What the kernel calls its counters in /proc/vmstat.
 const COUNTER: &str = "lazy_tlb_";
 
@@ -73,62 +75,68 @@ pub struct Options {
 }
 
 /// A counter of the kernel, before the workload and when no mm waited any more.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Counted {
     before: u64,
     after: u64,
 }
 
 /// How many mms were waiting from a time on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Waiting {
     ms: u64,
     mms: u64,
 }
 
 /// One workload under one policy in one guest.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Record {
-    policy: String,
-    arch: String,
-    mmu: String,
-    cpus: usize,
-    workload: String,
-    seed: u32,
-    run: u32,
+    pub policy: String,
+    pub arch: String,
+    pub mmu: String,
+    pub cpus: usize,
+    pub workload: String,
+    pub seed: u32,
+    pub run: u32,
     /// Processes that ended.
-    exits: u64,
-    final_drops: u64,
-    scanned: u64,
-    lazy_found: u64,
-    ipis: u64,
-    local: u64,
-    piggybacked: u64,
-    deferred: u64,
-    reaped: u64,
-    batched_rounds: u64,
-    batched_ipis: u64,
+    pub exits: u64,
+    pub final_drops: u64,
+    pub scanned: u64,
+    pub lazy_found: u64,
+    pub ipis: u64,
+    pub local: u64,
+    pub piggybacked: u64,
+    pub deferred: u64,
+    pub reaped: u64,
+    pub batched_rounds: u64,
+    pub batched_ipis: u64,
     /// Since boot, as is the next.
-    max_waiting: u64,
-    longest_wait_ms: u64,
+    pub max_waiting: u64,
+    pub longest_wait_ms: u64,
     /// `yes`, `no`, or `unknown` where the kernel does not count what rounds freed.
-    drained: String,
-    drain_ms: u64,
+    pub drained: String,
+    pub drain_ms: u64,
     /// Lazy CPUs of the big processes when they ended, all together.
-    lazy_at_exit: u64,
-    workload_ms: u64,
+    pub lazy_at_exit: u64,
+    pub workload_ms: u64,
     /// Whether the times are an emulator's.
-    times_emulated: bool,
-    skip_flush: bool,
-    jobs: u32,
-    rounds: u32,
-    kernel: String,
-    qemu: Vec<String>,
+    pub times_emulated: bool,
+    pub skip_flush: bool,
+    pub jobs: u32,
+    pub rounds: u32,
+    pub kernel: String,
+    /// The kernel's configuration; empty in files that are older than this key.
+    #[serde(default)]
+    pub variant: String,
+    pub qemu: Vec<String>,
     /// Every change in the number of waiting mms that was seen.
     waiting: Vec<Waiting>,
     /// If not, the numbers in `waiting` include mms that a round has freed.
-    waiting_exact: bool,
+    pub waiting_exact: bool,
     counters: BTreeMap<String, Counted>,
+    /// Objects in use of what an mm is made of, where the kernel tells.
+    #[serde(default)]
+    slabs: BTreeMap<String, Counted>,
 }
 
 /// A record with what the console says besides.
@@ -146,6 +154,47 @@ struct Asked<'a> {
     run: u32,
     qemu: Vec<String>,
     accel: &'a str,
+    variant: &'a str,
+}
+
+/// The kernel that is measured, and what it runs on.
+pub struct Bed<'a> {
+    pub arch: &'static Arch,
+    pub image: &'a Path,
+    pub accel: &'a str,
+    /// Its configuration, one of configs/variants/.
+    pub variant: &'a str,
+}
+
+/// What runs have in common that may be compared.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Setting {
+    pub arch: String,
+    pub mmu: String,
+    pub skip_flush: bool,
+    /// Empty if it is not known.
+    pub variant: String,
+    /// More words of the kernel's command line.
+    pub append: String,
+}
+
+impl Setting {
+    /// The beginning of the names of files about it: `ipis-<arch>-<mmu>`, the number of CPUs if it
+    /// is of one, and what else is not as usual.
+    pub fn file_stem(&self, cpus: Option<usize>) -> String {
+        let mut name = format!("ipis-{}-{}", self.arch, self.mmu);
+        let cpus = cpus.map_or(String::new(), |cpus| cpus.to_string());
+        let skip_flush = if self.skip_flush { "skipflush" } else { "" };
+        let rest = [&cpus, skip_flush, &self.variant, &self.append];
+        for what in rest.iter().filter(|what| !["", "default"].contains(what)) {
+            name.push('-');
+            name.extend(what.chars().map(|c| match c {
+                'a'..='z' | 'A'..='Z' | '0'..='9' | '-' | '_' => c,
+                _ => '-',
+            }));
+        }
+        name
+    }
 }
 
 fn records_of(outcomes: &[Outcome]) -> Vec<&Record> {
@@ -178,6 +227,7 @@ impl Record {
         let mut setup = BTreeMap::new();
         let mut result = BTreeMap::new();
         let mut counters = BTreeMap::new();
+        let mut slabs = BTreeMap::new();
         let mut waiting = Vec::new();
         for line in console
             .lines()
@@ -193,6 +243,13 @@ impl Record {
                         after: number(&line, "after")?,
                     };
                     counters.insert(text(&line, "name")?.to_owned(), counted);
+                }
+                "slab" => {
+                    let counted = Counted {
+                        before: number(&line, "before")?,
+                        after: number(&line, "after")?,
+                    };
+                    slabs.insert(text(&line, "name")?.to_owned(), counted);
                 }
                 "waiting" => waiting.push(Waiting {
                     ms: number(&line, "ms")?,
@@ -249,11 +306,33 @@ impl Record {
             jobs: options.jobs,
             rounds: options.rounds,
             kernel: text(&setup, "kernel")?.into(),
+            variant: asked.variant.into(),
             qemu: asked.qemu.clone(),
             waiting,
             waiting_exact: number(&result, "waiting_exact")? == 1,
             counters,
+            slabs,
         })
+    }
+
+    /// What it may be compared with.
+    pub fn setting(&self) -> Setting {
+        Setting {
+            arch: self.arch.clone(),
+            mmu: self.mmu.clone(),
+            skip_flush: self.skip_flush,
+            variant: self.variant.clone(),
+            append: self.append(),
+        }
+    }
+
+    /// What `--append` was: the end of the kernel's command line, after our own words.
+    fn append(&self) -> String {
+        let line = self.qemu.join(" ");
+        let rest = line.split_once(LAST_WORD).map_or("", |(_, rest)| rest);
+        rest.split_once(' ')
+            .map_or("", |(_, append)| append)
+            .to_owned()
     }
 
     /// IPIs of final drops that went to a lazy CPU.
@@ -268,12 +347,16 @@ impl Record {
 /// is kept after each: a later guest may not come to its end.
 pub fn measure(
     project: &Project,
-    arch: &'static Arch,
-    image: &Path,
-    accel: &str,
+    bed: &Bed<'_>,
     options: &Options,
     keep: impl Fn(&[Outcome]) -> Result<()>,
 ) -> Result<Vec<Outcome>> {
+    let Bed {
+        arch,
+        image,
+        accel,
+        variant,
+    } = *bed;
     let program = project.guest_program(arch, "bench-init")?;
     let initramfs = program.with_extension("cpio");
     guest::write_initramfs(&initramfs, &[GuestFile::program("init", &program)?])?;
@@ -284,7 +367,7 @@ pub fn measure(
             for policy in &options.policy {
                 let append = format!(
                     "lazy_tlb={policy} LAZY_TLB_WORKLOAD={workload} LAZY_TLB_SEED={} \
-                     LAZY_TLB_JOBS={} LAZY_TLB_ROUNDS={} LAZY_TLB_SKIP_FLUSH={} {}",
+                     LAZY_TLB_JOBS={} LAZY_TLB_ROUNDS={} {LAST_WORD}{} {}",
                     options.seed,
                     options.jobs,
                     options.rounds,
@@ -314,6 +397,7 @@ pub fn measure(
                     run,
                     qemu: command_line(&guest),
                     accel,
+                    variant,
                 };
                 let report = guest.boot()?;
                 report.check_end()?;
@@ -342,11 +426,25 @@ fn command_line(guest: &Guest<'_>) -> Vec<String> {
 }
 
 /// The runs of one policy and workload.
-struct Group<'a> {
-    policy: &'a str,
-    workload: &'a str,
-    records: Vec<&'a Record>,
+pub struct Group<'a> {
+    pub policy: &'a str,
+    pub workload: &'a str,
+    pub records: Vec<&'a Record>,
 }
+
+/// What [`Group::cells()`] are called.
+pub const CELLS: [&str; 10] = [
+    "exits",
+    "IPIs per 1000 exits",
+    "scanned per exit",
+    "found lazy",
+    "piggybacked",
+    "precision %",
+    "rounds",
+    "round IPIs",
+    "max waiting",
+    "longest wait ms",
+];
 
 impl Group<'_> {
     fn sum(&self, count: impl Fn(&Record) -> u64) -> u64 {
@@ -356,6 +454,63 @@ impl Group<'_> {
     fn max(&self, value: impl Fn(&Record) -> u64) -> u64 {
         let values = self.records.iter().map(|record| value(record));
         values.max().unwrap_or(0)
+    }
+
+    /// Whether one of its times is an emulator's.
+    fn emulated(&self) -> bool {
+        self.records.iter().any(|record| record.times_emulated)
+    }
+
+    /// Whether lazy CPUs hold references, so that nothing is scanned, found or interrupted.
+    pub fn counts_nothing(&self) -> bool {
+        self.policy == "refcount"
+    }
+
+    /// Of final drops.
+    pub fn ipis_per_1000_exits(&self) -> Option<f64> {
+        ratio(self.sum(|r| r.ipis), self.sum(|r| r.exits), 1000.0)
+    }
+
+    /// Of final drops and of rounds.
+    pub fn all_ipis_per_1000_exits(&self) -> Option<f64> {
+        let all = self.sum(|r| r.ipis + r.batched_ipis);
+        ratio(all, self.sum(|r| r.exits), 1000.0)
+    }
+
+    /// Slots looked at.
+    pub fn scanned_per_exit(&self) -> Option<f64> {
+        ratio(self.sum(|r| r.scanned), self.sum(|r| r.exits), 1.0)
+    }
+
+    /// The share of interrupted CPUs that were lazy, in percent.
+    pub fn precision(&self) -> Option<f64> {
+        let to_lazy = self.sum(Record::ipis_to_lazy);
+        ratio(to_lazy, self.sum(|r| r.ipis), 100.0)
+    }
+
+    /// What a table has of it, as [`CELLS`] calls it; a time that an emulator made is marked.
+    pub fn cells(&self) -> Vec<String> {
+        let mut cells = vec![self.sum(|r| r.exits).to_string()];
+        if self.counts_nothing() {
+            cells.resize(CELLS.len(), "-".into());
+            return cells;
+        }
+        let longest = self.max(|r| r.longest_wait_ms);
+        cells.extend([
+            shown(self.ipis_per_1000_exits()),
+            shown(self.scanned_per_exit()),
+            self.sum(|r| r.lazy_found).to_string(),
+            self.sum(|r| r.piggybacked).to_string(),
+            shown(self.precision()),
+            self.sum(|r| r.batched_rounds).to_string(),
+            self.sum(|r| r.batched_ipis).to_string(),
+            self.max(|r| r.max_waiting).to_string(),
+            match self.emulated() {
+                true => format!("{longest} (emulated)"),
+                false => longest.to_string(),
+            },
+        ]);
+        cells
     }
 }
 
@@ -375,65 +530,23 @@ fn groups<'a>(records: &[&'a Record]) -> Vec<Group<'a>> {
     groups
 }
 
-fn ratio(count: u64, of: u64, factor: f64) -> String {
-    match of {
-        0 => "-".into(),
-        _ => format!("{:.2}", count as f64 * factor / of as f64),
-    }
+fn ratio(count: u64, of: u64, factor: f64) -> Option<f64> {
+    (of > 0).then(|| count as f64 * factor / of as f64)
+}
+
+fn shown(ratio: Option<f64>) -> String {
+    ratio.map_or("-".into(), |ratio| format!("{ratio:.2}"))
 }
 
 /// One row for each policy and workload; runs are taken together.
 fn table(records: &[&Record]) -> String {
-    let emulated = records.iter().any(|record| record.times_emulated);
     let mut table = Table::new();
     table.load_preset(comfy_table::presets::ASCII_MARKDOWN);
-    let wait = match emulated {
-        true => "longest wait ms, emulated",
-        false => "longest wait ms",
-    };
-    table.set_header([
-        "workload",
-        "policy",
-        "exits",
-        "IPIs per 1000 exits",
-        "scanned per exit",
-        "found lazy",
-        "piggybacked",
-        "precision %",
-        "rounds",
-        "round IPIs",
-        "max waiting",
-        wait,
-    ]);
+    let names = ["workload", "policy"].map(String::from);
+    table.set_header(names.into_iter().chain(CELLS.map(String::from)));
     for group in groups(records) {
-        let exits = group.sum(|r| r.exits);
-        let mut row = vec![
-            group.workload.into(),
-            group.policy.into(),
-            exits.to_string(),
-        ];
-        let counts = if group.policy == "refcount" {
-            // Nothing is scanned, found or interrupted where lazies hold references.
-            vec!["-".to_owned(); 9]
-        } else {
-            vec![
-                ratio(group.sum(|r| r.ipis), exits, 1000.0),
-                ratio(group.sum(|r| r.scanned), exits, 1.0),
-                group.sum(|r| r.lazy_found).to_string(),
-                group.sum(|r| r.piggybacked).to_string(),
-                ratio(
-                    group.sum(Record::ipis_to_lazy),
-                    group.sum(|r| r.ipis),
-                    100.0,
-                ),
-                group.sum(|r| r.batched_rounds).to_string(),
-                group.sum(|r| r.batched_ipis).to_string(),
-                group.max(|r| r.max_waiting).to_string(),
-                group.max(|r| r.longest_wait_ms).to_string(),
-            ]
-        };
-        row.extend(counts);
-        table.add_row(row);
+        let names = [group.workload, group.policy].map(String::from);
+        table.add_row(names.into_iter().chain(group.cells()));
     }
     for column in table.column_iter_mut().skip(2) {
         column.set_cell_alignment(CellAlignment::Right);
@@ -456,6 +569,10 @@ fn verdict(records: &[&Record]) -> Vec<Case> {
         };
         let mut check = |what: &str, checked: Result<()>| cases.push(Case::of(name(what), checked));
         check("has no more mms waiting than CPUs", check_bound(record));
+        // With fewer exits a leak could hide in what CPUs keep.
+        if record.exits > 10 * SLAB_SLACK && !record.slabs.is_empty() {
+            check("leaks no mm", check_slabs(record));
+        }
         match record.policy.as_str() {
             "shootdown" => {
                 check("interrupts lazy CPUs only", check_precision(record));
@@ -562,6 +679,20 @@ fn check_bound(record: &Record) -> Result<()> {
     Ok(())
 }
 
+/// Objects that may be more in use after a workload than before: what a CPU keeps for itself.
+const SLAB_SLACK: u64 = 64;
+
+fn check_slabs(record: &Record) -> Result<()> {
+    for (name, Counted { before, after }) in &record.slabs {
+        ensure!(
+            *after <= before + SLAB_SLACK,
+            "{name} grew from {before} to {after} objects in {} exits",
+            record.exits
+        );
+    }
+    Ok(())
+}
+
 fn check_drained(record: &Record, drained: &str) -> Result<()> {
     ensure!(
         drained == "yes",
@@ -612,6 +743,12 @@ pub fn cases(
     image: &Path,
     accel: &str,
 ) -> Result<Vec<Case>> {
+    let bed = Bed {
+        arch,
+        image,
+        accel,
+        variant: "test",
+    };
     let small = |workload: &str, skip_flush: bool| {
         let options = Options {
             cpus: 4,
@@ -627,7 +764,7 @@ pub fn cases(
             append: String::new(),
             timeout: 300,
         };
-        measure(project, arch, image, accel, &options, |_| Ok(()))
+        measure(project, &bed, &options, |_| Ok(()))
     };
     let mut outcomes = small("build", false)?;
     outcomes.extend(small("threaded", true)?);
@@ -636,40 +773,11 @@ pub fn cases(
     Ok(cases.into_iter().map(|case| case.within("bench")).collect())
 }
 
-/// What the results' folder is called: the machine that they are of.
-fn machine(accel: &str, cpuinfo: &str, cores: usize) -> String {
-    if accel.starts_with("tcg") {
-        return format!("tcg-on-{cores}-cores");
-    }
-    let model = cpuinfo
-        .lines()
-        .find_map(|line| line.strip_prefix("model name")?.split_once(':'))
-        .map_or("unknown", |(_, model)| model);
-    let dashed: String = model
-        .to_lowercase()
-        .chars()
-        .map(|c| if c.is_ascii_alphanumeric() { c } else { '-' })
-        .collect();
-    let words: Vec<&str> = dashed.split('-').filter(|word| !word.is_empty()).collect();
-    words.join("-")
-}
-
-/// Where the records go if nothing else is said.
-fn default_json(project: &Project, build: &Build<'_>, accel: &str, options: &Options) -> PathBuf {
-    let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
-    let mut name = format!("ipis-{}-{}", build.arch.name, options.cpus);
-    let skip_flush = if options.skip_flush { "skip-flush" } else { "" };
-    let rest = [build.variant, skip_flush, &options.append];
-    for what in rest.iter().filter(|what| !["", "default"].contains(what)) {
-        name.push('-');
-        name.extend(what.chars().map(|c| match c {
-            'a'..='z' | 'A'..='Z' | '0'..='9' | '-' | '_' => c,
-            _ => '-',
-        }));
-    }
-    let machine = machine(accel, &cpuinfo, cores);
-    project.repo.join(format!("results/{machine}/{name}.json"))
+/// Where the records go if nothing else is said; the first says which MMU the guest has.
+fn default_json(project: &Project, first: &Record) -> Result<PathBuf> {
+    let name = first.setting().file_stem(Some(first.cpus));
+    let dir = results::of_this_machine(project)?;
+    Ok(dir.join(format!("{name}-seed{}.json", first.seed)))
 }
 
 /// `bench ipis` itself: the guests, the file, the table, the verdict.
@@ -689,16 +797,25 @@ pub fn run(
     let arch = build.arch;
     let image = build.image()?;
     let accel = guest::accelerator(&project.cache, arch, &image)?;
-    let path = match json {
-        Some(path) => path.to_owned(),
-        None => default_json(project, build, &accel, options),
+    let accel = guest::for_cpus(&accel, options.cpus);
+    let bed = Bed {
+        arch,
+        image: &image,
+        accel: &accel,
+        variant: build.variant,
     };
-    let outcomes = measure(project, arch, &image, &accel, options, |outcomes| {
+    let path = |first: &Record| match json {
+        Some(path) => Ok(path.to_owned()),
+        None => default_json(project, first),
+    };
+    let outcomes = measure(project, &bed, options, |outcomes| {
         let records = records_of(outcomes);
-        sh::write_whole(&path, serde_json::to_string_pretty(&records)?.as_bytes())
+        let text = serde_json::to_string_pretty(&records)?;
+        sh::write_whole(&path(records[0])?, text.as_bytes())
     })?;
     let records = records_of(&outcomes);
-    println!("\n{}\n\n{}", table(&records), path.display());
+    let first = records.first().context("no guest was asked for")?;
+    println!("\n{}\n\n{}", table(&records), path(first)?.display());
     let cases = cases_of(&outcomes);
     let failed: Vec<&Case> = cases
         .iter()
@@ -776,6 +893,7 @@ lazy-tlb-guest: done status=0
             run: 1,
             qemu: vec!["qemu".into()],
             accel: "tcg,thread=multi",
+            variant: "default",
         };
         Record::parse(console, &asked)
     }
@@ -1040,19 +1158,17 @@ lazy-tlb-guest: done status=0
             ..options()
         };
         let kept = std::cell::Cell::new(0);
-        let image = Path::new("bzImage");
-        let outcomes = measure(
-            &project,
-            Box::leak(arch.into()),
-            image,
-            "tcg",
-            &options,
-            |so_far| {
-                kept.set(kept.get() + 1);
-                assert_eq!(so_far.len(), kept.get());
-                Ok(())
-            },
-        )
+        let bed = Bed {
+            arch: Box::leak(arch.into()),
+            image: Path::new("bzImage"),
+            accel: "tcg",
+            variant: "default",
+        };
+        let outcomes = measure(&project, &bed, &options, |so_far| {
+            kept.set(kept.get() + 1);
+            assert_eq!(so_far.len(), kept.get());
+            Ok(())
+        })
         .unwrap();
         assert_eq!((outcomes.len(), kept.get()), (2 * 2 * 4, 16));
         let last = &outcomes[15].record;
@@ -1061,6 +1177,7 @@ lazy-tlb-guest: done status=0
             ("threaded", "refcount")
         );
         assert_eq!(last.run, 2);
+        assert_eq!(last.setting().append, "disable_radix");
         let line = last.qemu.join(" ");
         for words in [
             "LAZY_TLB_SEED=7",
@@ -1073,11 +1190,30 @@ lazy-tlb-guest: done status=0
     }
 
     #[test]
-    fn the_machine_is_named() {
-        let cpuinfo = "processor\t: 0\nmodel name\t: Some(R) CPU @ 2.00GHz\n";
-        assert_eq!(machine("tcg,thread=multi", cpuinfo, 2), "tcg-on-2-cores");
-        assert_eq!(machine("kvm", cpuinfo, 2), "some-r-cpu-2-00ghz");
-        assert_eq!(machine("kvm", "", 2), "unknown");
+    fn a_file_is_named_after_what_is_in_it() {
+        let setting = record("defer").setting();
+        assert_eq!(setting.file_stem(Some(4)), "ipis-powerpc-hash-4");
+        let setting = Setting {
+            skip_flush: true,
+            variant: "test".into(),
+            append: "a=1 b".into(),
+            ..setting
+        };
+        let stem = "ipis-powerpc-hash-8-skipflush-test-a-1-b";
+        assert_eq!(setting.file_stem(Some(8)), stem);
+        assert_eq!(setting.file_stem(None), stem.replace("-8", ""));
+    }
+
+    #[test]
+    fn a_record_is_read_back_and_may_be_older_than_the_variant() {
+        let text = serde_json::to_string(&record("defer")).unwrap();
+        let read: Record = serde_json::from_str(&text).unwrap();
+        assert_eq!(read.variant, "default");
+        assert_eq!(serde_json::to_string(&read).unwrap(), text);
+        let older = text.replace("\"variant\":\"default\",", "");
+        assert_ne!(older, text);
+        let read: Record = serde_json::from_str(&older).unwrap();
+        assert_eq!(read.variant, "");
     }
 
     #[test]

@@ -17,16 +17,24 @@ use crate::console::{self, End};
 use crate::failure::{fail, Exit};
 use crate::sh;
 
-/// A guest that prints nothing for this long hangs; a lockdep kernel under emulation is slow.
-pub const SILENCE: Duration = Duration::from_secs(120);
+/// A guest that prints nothing for this long hangs. A lockdep kernel under emulation, with builds
+/// beside it, was seen to need more than two minutes for a thousand exits.
+pub const SILENCE: Duration = Duration::from_secs(300);
+
+/// What a kernel runs on that needs no emulator.
+pub const NATIVE: &str = "native";
+/// Emulation, each CPU a thread.
+const TCG: &str = "tcg,thread=multi";
+/// Emulation, the CPUs by turns.
+const TCG_BY_TURNS: &str = "tcg,thread=single";
 
 /// A guest to boot.
 pub struct Guest<'a> {
     /// The architecture.
     pub arch: &'static Arch,
-    /// The emulator; the architecture's own, or a stand-in.
+    /// The emulator; the architecture's own, or a stand-in. Empty where the kernel needs none.
     pub qemu: PathBuf,
-    /// `kvm`, or `tcg,thread=multi`.
+    /// `kvm`, `tcg,thread=multi` or `tcg,thread=single`, or [`NATIVE`].
     pub accel: String,
     /// The kernel.
     pub image: &'a Path,
@@ -47,8 +55,22 @@ pub struct Guest<'a> {
 }
 
 impl Guest<'_> {
-    /// The emulator with its arguments.
+    /// The emulator with its arguments, or the kernel with them.
     pub fn command(&self) -> Command {
+        let line = format!(
+            "console={} panic=-1 panic_on_warn=1 oops=panic rdinit=/init {}",
+            self.arch.console, self.append
+        );
+        let line = line.trim_end();
+        if self.arch.is_program() {
+            let mut kernel = Command::new(self.image);
+            kernel.args(["mem=2G", &format!("ncpus={}", self.smp)]);
+            kernel.arg(concat("initrd=", self.initramfs));
+            // Its first terminal is stdout; several CPUs need seccomp; a reboot would start it again.
+            kernel.args(["con0=fd:0,fd:1", "con=null", "seccomp=on", "noreboot"]);
+            kernel.args(line.split_whitespace());
+            return kernel;
+        }
         let mut qemu = Command::new(&self.qemu);
         let cpu = if self.accel == "kvm" {
             "host"
@@ -69,11 +91,7 @@ impl Guest<'_> {
             .arg(self.image)
             .arg("-initrd")
             .arg(self.initramfs);
-        let line = format!(
-            "console={} panic=-1 panic_on_warn=1 oops=panic rdinit=/init {}",
-            self.arch.console, self.append
-        );
-        qemu.args(["-append", line.trim_end()]);
+        qemu.args(["-append", line]);
         qemu
     }
 
@@ -163,6 +181,13 @@ impl Guest<'_> {
         let text = String::from_utf8_lossy(&console).replace('\r', "");
         Ok(console::Report::new(text, end, self.smp, &self.log))
     }
+}
+
+/// One word of two parts, the second of which may be no UTF-8.
+fn concat(first: &str, second: &Path) -> std::ffi::OsString {
+    let mut word = std::ffi::OsString::from(first);
+    word.push(second);
+    word
 }
 
 /// A file of an initramfs: its path in the guest, its content.
@@ -268,12 +293,27 @@ fn elf_facts(bytes: &[u8]) -> Option<(u16, bool)> {
     }
 }
 
+/// The same for a guest with many CPUs.
+///
+/// Where many emulated CPUs share few real ones, those that wait for an answer to an IPI keep the
+/// others from giving it: a boot with 128 of them on two took ten minutes, and less than one by
+/// turns.
+pub fn for_cpus(accel: &str, cpus: usize) -> String {
+    let real = std::thread::available_parallelism().map_or(1, |n| n.get());
+    match accel {
+        TCG if cpus > 8 * real => TCG_BY_TURNS.into(),
+        _ => accel.into(),
+    }
+}
+
 /// The accelerator: `LAZY_TLB_ACCEL`, or KVM where it really boots this kernel, or emulation.
 ///
 /// `/dev/kvm` may exist and still not run a guest, so it is asked to; the answer is kept until
 /// the machine reboots.
 pub fn accelerator(cache: &Cache, arch: &'static Arch, image: &Path) -> Result<String> {
-    const TCG: &str = "tcg,thread=multi";
+    if arch.is_program() {
+        return Ok(NATIVE.into());
+    }
     if let Some(accel) = std::env::var_os("LAZY_TLB_ACCEL") {
         return Ok(accel.to_string_lossy().into_owned());
     }

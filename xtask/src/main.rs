@@ -16,9 +16,11 @@ mod kbuild;
 mod ktap;
 mod litmus;
 mod mail;
+mod model;
 mod mutants;
 mod project;
 mod report;
+mod results;
 mod series;
 mod setup;
 mod sh;
@@ -130,6 +132,12 @@ enum Command {
         #[command(subcommand)]
         bench: Bench,
     },
+    /// Writes tables and plots of everything in results/.
+    #[command(after_help = "Example: cargo xtask report")]
+    Report {
+        #[command(flatten)]
+        options: results::Options,
+    },
     /// Writes the series as mails with a cover letter, ready to be signed off and sent.
     #[command(after_help = "Example: cargo xtask series --out mails")]
     Series {
@@ -164,6 +172,15 @@ enum Bench {
         #[arg(long, value_name = "FILE")]
         json: Option<PathBuf>,
     },
+    /// What a lazy TLB borrow costs on this machine, in a model of the hot path; not the kernel.
+    #[command(after_help = "Example: cargo xtask bench model --repeat 9")]
+    Model {
+        #[command(flatten)]
+        options: model::Options,
+        /// Write every sample to FILE; without it, into results/.
+        #[arg(long, value_name = "FILE")]
+        json: Option<PathBuf>,
+    },
 }
 
 /// Which patches to leave out.
@@ -177,7 +194,7 @@ struct Skip {
 /// Which guests.
 #[derive(Args)]
 struct Guests {
-    /// x86_64, arm64, s390, powerpc, a guest such as powerpc-hash, or all.
+    /// x86_64, arm64, s390, powerpc, um, a guest such as powerpc-hash, or all.
     #[arg(long, default_value = arch::ALL, env = "ARCH", hide_env_values = true)]
     arch: String,
 }
@@ -185,7 +202,7 @@ struct Guests {
 /// Which machine, with which part of the series.
 #[derive(Args)]
 struct Target {
-    /// x86_64, arm64, s390 or powerpc.
+    /// x86_64, arm64, s390, powerpc or um.
     #[arg(long, default_value = "x86_64", env = "ARCH", hide_env_values = true)]
     arch: String,
     #[command(flatten)]
@@ -287,17 +304,23 @@ fn run(cli: Cli) -> Result<Exit> {
             };
             return testing::run(&project, &plan);
         }
-        Command::Bench { bench } => {
-            let Bench::Ipis {
-                kernel,
-                options,
-                json,
-            } = bench;
+        Command::Bench {
+            bench:
+                Bench::Ipis {
+                    kernel,
+                    options,
+                    json,
+                },
+        } => {
             let arch = arch::find(&kernel.target.arch)?;
             let shop = project.workshop(&kernel.target.skip.skip, &[arch])?;
             let build = shop.build(arch, &kernel.variant)?;
             return bench::run(&project, &build, &options, json.as_deref());
         }
+        Command::Bench {
+            bench: Bench::Model { options, json },
+        } => model::run(&project, &options, json.as_deref())?,
+        Command::Report { options } => results::run(&project, &options)?,
         Command::Series { out } => {
             let (base, series) = (project.base()?, project.series()?);
             for mail in mail::export(&project.cache, &base, &series, &out)? {

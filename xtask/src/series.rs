@@ -247,11 +247,15 @@ impl Content {
         }
     }
 
-    /// Writes it whole or not at all.
+    /// Writes it whole or not at all. Who may read and write a file that is there stays as it is.
     pub fn write(&self, path: &Path) -> Result<()> {
+        let is_executable = |p: &fs::Permissions| p.mode() & 0o100 != 0;
+        let old = fs::metadata(path).ok().map(|meta| meta.permissions());
         crate::sh::write_whole(path, &self.bytes)?;
-        if self.executable {
-            fs::set_permissions(path, fs::Permissions::from_mode(0o755))?;
+        match old {
+            Some(old) if is_executable(&old) == self.executable => fs::set_permissions(path, old)?,
+            _ if self.executable => fs::set_permissions(path, fs::Permissions::from_mode(0o755))?,
+            _ => (),
         }
         Ok(())
     }

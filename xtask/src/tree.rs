@@ -765,6 +765,9 @@ mod tests {
     fn apply_and_reverse_leave_a_tree_as_it_was() {
         let (_dir, base, repo) = fixture();
         let series = Series::load(&repo).unwrap();
+        // As a umask of 002 leaves it.
+        let group_writes = fs::Permissions::from_mode(0o664);
+        fs::set_permissions(base.join("kernel/fork.c"), group_writes).unwrap();
         let before = snapshot(&base).unwrap();
         apply(&series, &base, false).unwrap();
         assert_ne!(snapshot(&base).unwrap(), before);
