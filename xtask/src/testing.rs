@@ -653,8 +653,11 @@ mod tests {
                 "s390: s390/shootdown s390/defer s390/refcount",
                 "powerpc: powerpc-radix/shootdown powerpc-radix/defer powerpc-radix/refcount \
                  powerpc-hash/shootdown powerpc-hash/defer powerpc-hash/refcount",
-                "um: um/shootdown um/defer um/refcount",
             ]
+        );
+        assert_eq!(
+            kernels(&plan("um", &[])),
+            ["um: um/shootdown um/defer um/refcount"]
         );
         assert_eq!(
             kernels(&plan("powerpc-hash", &[])),
