@@ -366,8 +366,9 @@ pub fn measure(
         for workload in &options.workload {
             for policy in &options.policy {
                 let append = format!(
-                    "lazy_tlb={policy} LAZY_TLB_WORKLOAD={workload} LAZY_TLB_SEED={} \
+                    "lazy_tlb={policy} {} LAZY_TLB_WORKLOAD={workload} LAZY_TLB_SEED={} \
                      LAZY_TLB_JOBS={} LAZY_TLB_ROUNDS={} {LAST_WORD}{} {}",
+                    guest::NO_KUNIT,
                     options.seed,
                     options.jobs,
                     options.rounds,

@@ -73,7 +73,7 @@ pub fn boot(
     let initramfs = run_initramfs(project, arch)?;
     let mut results = Vec::new();
     for policy in POLICIES {
-        let append = format!("lazy_tlb={policy}");
+        let append = format!("lazy_tlb={policy} {}", guest::NO_KUNIT);
         let report = Guest {
             arch,
             qemu: arch.qemu.into(),

@@ -21,6 +21,8 @@ use crate::sh;
 /// beside it, was seen to need more than two minutes for a thousand exits.
 pub const SILENCE: Duration = Duration::from_secs(300);
 
+/// For a guest that is booted for something else than the suites which a test kernel has.
+pub const NO_KUNIT: &str = "kunit.enable=0";
 /// What a kernel runs on that needs no emulator.
 pub const NATIVE: &str = "native";
 /// Emulation, each CPU a thread.

@@ -523,10 +523,10 @@ fn guest(
 
 /// What the kernel does about a policy that it does not know.
 fn bogus(project: &Project, guest: &TestGuest<'_>, log: &str) -> Result<Vec<Case>> {
-    let append = "LAZY_TLB_EXITS=10 LAZY_TLB_REPEAT=1";
+    let append = format!("{} LAZY_TLB_EXITS=10 LAZY_TLB_REPEAT=1", guest::NO_KUNIT);
     // The workload's first process reports the policy; a few exits are enough for that.
     let initramfs = compare::run_initramfs(project, guest.kind.arch())?;
-    let report = guest.boot(BOGUS, append, &initramfs, log)?;
+    let report = guest.boot(BOGUS, &append, &initramfs, log)?;
     let policy = report.values("lazy-tlb-run").remove("policy");
     let kept = match policy.as_deref() {
         Some("shootdown") => Case::passed("the default is kept"),
