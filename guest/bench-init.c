@@ -111,12 +111,9 @@ static void slabs_read(long *objects)
 	}
 	if (!lazy_read_file("/proc/slabinfo", buf, sizeof(buf)))
 		buf[0] = '\0';
-	for (i = 0; i < NR_SLABS; i++) {
-		char *line = strstr(buf, slab_name[i]);
-
-		if (!line || sscanf(line + strlen(slab_name[i]), " %ld", &objects[i]) != 1)
+	for (i = 0; i < NR_SLABS; i++)
+		if (!lazy_field(buf, slab_name[i], &objects[i]))
 			objects[i] = -1;
-	}
 }
 
 /* ---- how many mms wait, over time ---------------------------------------- */

@@ -179,14 +179,21 @@ pub struct Setting {
 }
 
 impl Setting {
+    /// The kernel's configuration, where it is known and not the usual one.
+    pub fn unusual_variant(&self) -> Option<&str> {
+        let variant = self.variant.as_str();
+        (!["", "default"].contains(&variant)).then_some(variant)
+    }
+
     /// The beginning of the names of files about it: `ipis-<arch>-<mmu>`, the number of CPUs if it
     /// is of one, and what else is not as usual.
     pub fn file_stem(&self, cpus: Option<usize>) -> String {
         let mut name = format!("ipis-{}-{}", self.arch, self.mmu);
         let cpus = cpus.map_or(String::new(), |cpus| cpus.to_string());
         let skip_flush = if self.skip_flush { "skipflush" } else { "" };
-        let rest = [&cpus, skip_flush, &self.variant, &self.append];
-        for what in rest.iter().filter(|what| !["", "default"].contains(what)) {
+        let variant = self.unusual_variant().unwrap_or_default();
+        let rest = [&cpus, skip_flush, variant, &self.append];
+        for what in rest.iter().filter(|what| !what.is_empty()) {
             name.push('-');
             name.extend(what.chars().map(|c| match c {
                 'a'..='z' | 'A'..='Z' | '0'..='9' | '-' | '_' => c,
@@ -237,19 +244,16 @@ impl Record {
             match text(&line, "what")? {
                 "setup" => setup = line,
                 "result" => result = line,
-                "counter" => {
+                what @ ("counter" | "slab") => {
                     let counted = Counted {
                         before: number(&line, "before")?,
                         after: number(&line, "after")?,
                     };
-                    counters.insert(text(&line, "name")?.to_owned(), counted);
-                }
-                "slab" => {
-                    let counted = Counted {
-                        before: number(&line, "before")?,
-                        after: number(&line, "after")?,
+                    let of_its_kind = match what {
+                        "slab" => &mut slabs,
+                        _ => &mut counters,
                     };
-                    slabs.insert(text(&line, "name")?.to_owned(), counted);
+                    of_its_kind.insert(text(&line, "name")?.to_owned(), counted);
                 }
                 "waiting" => waiting.push(Waiting {
                     ms: number(&line, "ms")?,
@@ -416,11 +420,16 @@ pub fn measure(
 /// The emulator's arguments, files by their names only: where they lie is of one machine.
 fn command_line(guest: &Guest<'_>) -> Vec<String> {
     let command = guest.command();
+    let initrd = sh::assignment(guest::INITRD, guest.initramfs);
     std::iter::once(command.get_program())
         .chain(command.get_args())
         .map(|word| match Path::new(word) {
-            path if path.is_absolute() => path.file_name().unwrap_or(word),
-            _ => word,
+            path if path.is_absolute() => path.file_name().unwrap_or(word).to_owned(),
+            _ if word == initrd => {
+                let name = guest.initramfs.file_name().unwrap_or_default();
+                sh::assignment(guest::INITRD, name)
+            }
+            _ => word.to_owned(),
         })
         .map(|word| word.to_string_lossy().into_owned())
         .collect()
@@ -1191,6 +1200,26 @@ lazy-tlb-guest: done status=0
     }
 
     #[test]
+    fn an_mm_that_leaks_is_noticed_after_enough_exits() {
+        let console =
+            format!("{CONSOLE}lazy-tlb-bench: what=slab name=mm_struct before=40 after=90\n");
+        let read = parse(&console, "defer").unwrap();
+        let grown = read.slabs["mm_struct"];
+        assert_eq!((grown.before, grown.after), (40, 90));
+        let failures = |exits: u64, after: u64| {
+            broken("defer", |record| {
+                record.exits = exits;
+                record.slabs = [("mm_struct".into(), Counted { before: 40, after })].into();
+            })
+        };
+        let leaks =
+            |failures: Vec<String>| failures.iter().any(|name| name.contains("leaks no mm"));
+        assert!(leaks(failures(10_000, 10_000)));
+        assert!(!leaks(failures(10_000, 60)));
+        assert!(!leaks(failures(100, 10_000)), "too few to tell");
+    }
+
+    #[test]
     fn a_file_is_named_after_what_is_in_it() {
         let setting = record("defer").setting();
         assert_eq!(setting.file_stem(Some(4)), "ipis-powerpc-hash-4");
@@ -1219,7 +1248,7 @@ lazy-tlb-guest: done status=0
 
     #[test]
     fn the_command_line_names_no_folder() {
-        let guest = Guest {
+        let mut guest = Guest {
             arch: crate::arch::find("x86_64").unwrap(),
             qemu: "qemu-system-x86_64".into(),
             accel: "tcg".into(),
@@ -1236,5 +1265,12 @@ lazy-tlb-guest: done status=0
         assert!(line.starts_with("qemu-system-x86_64 "), "{line}");
         assert!(line.contains("-smp 128") && line.contains("lazy_tlb=defer"));
         assert!(line.contains("-kernel bzImage") && !line.contains("/some"));
+        guest.arch = crate::arch::find("um").unwrap();
+        let line = command_line(&guest).join(" ");
+        assert!(
+            line.starts_with("bzImage ") && !line.contains("/some"),
+            "{line}"
+        );
+        assert!(line.contains(" initrd=bench-init.cpio ") && line.contains("rdinit=/init"));
     }
 }

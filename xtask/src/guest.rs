@@ -23,6 +23,8 @@ pub const SILENCE: Duration = Duration::from_secs(300);
 
 /// For a guest that is booted for something else than the suites which a test kernel has.
 pub const NO_KUNIT: &str = "kunit.enable=0";
+/// What a kernel that needs no emulator calls the initramfs.
+pub const INITRD: &str = "initrd";
 /// What a kernel runs on that needs no emulator.
 pub const NATIVE: &str = "native";
 /// Emulation, each CPU a thread.
@@ -67,7 +69,7 @@ impl Guest<'_> {
         if self.arch.is_program() {
             let mut kernel = Command::new(self.image);
             kernel.args(["mem=2G", &format!("ncpus={}", self.smp)]);
-            kernel.arg(concat("initrd=", self.initramfs));
+            kernel.arg(sh::assignment(INITRD, self.initramfs));
             // Its first terminal is stdout; several CPUs need seccomp; a reboot would start it again.
             kernel.args(["con0=fd:0,fd:1", "con=null", "seccomp=on", "noreboot"]);
             kernel.args(line.split_whitespace());
@@ -185,13 +187,6 @@ impl Guest<'_> {
     }
 }
 
-/// One word of two parts, the second of which may be no UTF-8.
-fn concat(first: &str, second: &Path) -> std::ffi::OsString {
-    let mut word = std::ffi::OsString::from(first);
-    word.push(second);
-    word
-}
-
 /// A file of an initramfs: its path in the guest, its content.
 pub struct GuestFile {
     /// Without the leading slash.
@@ -295,7 +290,7 @@ fn elf_facts(bytes: &[u8]) -> Option<(u16, bool)> {
     }
 }
 
-/// The same for a guest with many CPUs.
+/// The accelerator for so many CPUs, where [`accelerator`] has chosen one for few.
 ///
 /// Where many emulated CPUs share few real ones, those that wait for an answer to an IPI keep the
 /// others from giving it: a boot with 128 of them on two took ten minutes, and less than one by
@@ -387,6 +382,45 @@ mod tests {
             echo: false,
         }
         .boot()
+    }
+
+    #[test]
+    fn a_kernel_that_is_a_program_is_run_by_itself() {
+        let guest = Guest {
+            arch: crate::arch::find("um").unwrap(),
+            qemu: PathBuf::new(),
+            accel: NATIVE.into(),
+            image: Path::new("/b/linux"),
+            initramfs: Path::new("/g/init.cpio"),
+            smp: 3,
+            append: "lazy_tlb=defer",
+            timeout: SILENCE,
+            silence: SILENCE,
+            log: PathBuf::new(),
+            echo: false,
+        };
+        let command = guest.command();
+        assert_eq!(command.get_program(), "/b/linux");
+        let words: Vec<_> = command.get_args().collect();
+        for word in [
+            "ncpus=3",
+            "initrd=/g/init.cpio",
+            // Without these: one CPU, and a program that starts again instead of ending.
+            "seccomp=on",
+            "noreboot",
+            "lazy_tlb=defer",
+        ] {
+            assert!(words.contains(&std::ffi::OsStr::new(word)), "{words:?}");
+        }
+    }
+
+    #[test]
+    fn only_many_emulated_cpus_run_by_turns() {
+        let many = 100 * std::thread::available_parallelism().map_or(1, |n| n.get());
+        assert_eq!(for_cpus(TCG, many), TCG_BY_TURNS);
+        for (accel, cpus) in [(TCG, 4), ("kvm", many), (NATIVE, many), (TCG_BY_TURNS, 4)] {
+            assert_eq!(for_cpus(accel, cpus), accel);
+        }
     }
 
     fn exit_of(report: console::Report) -> (Exit, String) {

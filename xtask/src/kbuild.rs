@@ -128,10 +128,7 @@ impl<'a> Build<'a> {
         let mut make = Command::new("make");
         make.arg("-C").arg(&self.source.tree);
         let mut set = |name: &str, value: &dyn AsRef<std::ffi::OsStr>| {
-            let mut word = std::ffi::OsString::from(name);
-            word.push("=");
-            word.push(value.as_ref());
-            make.arg(word);
+            make.arg(sh::assignment(name, value));
         };
         set("O", &self.out);
         set("ARCH", &self.arch.name);

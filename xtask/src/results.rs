@@ -342,8 +342,8 @@ fn title(setting: &Setting) -> String {
     if setting.skip_flush {
         words.push("flushes skip lazy CPUs".into());
     }
-    if !["", "default"].contains(&setting.variant.as_str()) {
-        words.push(format!("variant {}", setting.variant));
+    if let Some(variant) = setting.unusual_variant() {
+        words.push(format!("variant {variant}"));
     }
     if !setting.append.is_empty() {
         words.push(setting.append.clone());
@@ -413,8 +413,8 @@ fn commands(setting: &Setting, records: &[&Record]) -> Vec<String> {
     }
     let command = |((cpus, seed, jobs, rounds), records): (_, Vec<&Record>)| {
         let mut command = format!("cargo xtask bench ipis --arch {}", setting.arch);
-        if !["", "default"].contains(&setting.variant.as_str()) {
-            command.push_str(&format!(" --variant {}", setting.variant));
+        if let Some(variant) = setting.unusual_variant() {
+            command.push_str(&format!(" --variant {variant}"));
         }
         command.push_str(&format!(
             " --cpus {cpus} --seed {seed} --jobs {jobs} --rounds {rounds}"

@@ -289,6 +289,14 @@ pub fn write_whole(path: &Path, content: &[u8]) -> Result<()> {
     Ok(())
 }
 
+/// `name=value`, which need not be UTF-8.
+pub fn assignment(name: &str, value: impl AsRef<std::ffi::OsStr>) -> std::ffi::OsString {
+    let mut word = std::ffi::OsString::from(name);
+    word.push("=");
+    word.push(value);
+    word
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
