@@ -11,11 +11,13 @@
 #include <kunit/test.h>
 #include <linux/cpumask.h>
 #include <linux/delay.h>
+#include <linux/hw_breakpoint.h>
 #include <linux/jiffies.h>
 #include <linux/kthread.h>
 #include <linux/lazy_tlb.h>
 #include <linux/mm.h>
 #include <linux/mm_types.h>
+#include <linux/perf_event.h>
 #include <linux/pm_qos.h>
 #include <linux/sched.h>
 #include <linux/sched/mm.h>
@@ -393,6 +395,84 @@ static void unuse_mm_after_migration(struct kunit *test)
 
 	KUNIT_EXPECT_EQ(test, set_cpus_allowed_ptr(current, cpumask_of(f->cpu[0])), 0);
 }
+
+#ifdef CONFIG_X86
+/*
+ * Stores to a word in memory, as the debug registers see them. Elsewhere a
+ * watchpoint is hit before the store, which somebody would have to step over.
+ */
+static atomic_t stores;
+
+static void store_seen(struct perf_event *event, struct perf_sample_data *data,
+		       struct pt_regs *regs)
+{
+	atomic_inc(&stores);
+}
+
+/* Each is a trip to the idle task and back. */
+#define NAPS	20
+
+struct napper {
+	struct kthread_work work;
+	unsigned long switches;
+	unsigned int stores;
+};
+
+/* The thread has an mm, and nothing else on its CPU has one. */
+static void nap_fn(struct kthread_work *work)
+{
+	struct napper *napper = container_of(work, struct napper, work);
+	unsigned long before = current->nvcsw + current->nivcsw;
+	int i;
+
+	atomic_set(&stores, 0);
+	for (i = 0; i < NAPS; i++)
+		schedule_timeout_uninterruptible(1);
+	napper->stores = atomic_read(&stores);
+	napper->switches = current->nvcsw + current->nivcsw - before;
+}
+
+/* What this is all about: nobody writes to mm_count. */
+static void trips_write_mm_count_if_refcounted(struct kunit *test)
+{
+	struct perf_event * __percpu *watch;
+	struct fixture *f = test->priv;
+	struct mm_struct *mm = new_mm(test);
+	struct perf_event_attr attr;
+	struct napper napper = {};
+
+	hw_breakpoint_init(&attr);
+	attr.bp_addr = (unsigned long)&mm->mm_count;
+	attr.bp_len = HW_BREAKPOINT_LEN_4;
+	attr.bp_type = HW_BREAKPOINT_W;
+	watch = register_wide_hw_breakpoint(&attr, store_seen, NULL);
+	if (IS_ERR((void __force *)watch)) {
+		mmput(mm);
+		kunit_skip(test, "no debug register is free");
+	}
+
+	atomic_set(&stores, 0);
+	mmgrab(mm);
+	mmdrop(mm);
+	if (atomic_read(&stores) != 2) {
+		unregister_wide_hw_breakpoint(watch);
+		mmput(mm);
+		kunit_skip(test, "debug registers do not see atomic operations");
+	}
+
+	command(f->worker[1], use_fn, mm);
+	kthread_init_work(&napper.work, nap_fn);
+	kthread_queue_work(f->worker[1], &napper.work);
+	kthread_flush_work(&napper.work);
+	command(f->worker[1], unuse_fn, mm);
+	unregister_wide_hw_breakpoint(watch);
+
+	KUNIT_EXPECT_GE(test, napper.switches, NAPS);
+	KUNIT_EXPECT_EQ(test, napper.stores,
+			lazy_tlb_refcounted() ? 2 * napper.switches : 0);
+	mmput(mm);
+}
+#endif
 
 /* More than a thread gets through before it is sent away. */
 #define ROAMER_MMS	64
@@ -803,6 +883,9 @@ static struct kunit_case lazy_tlb_test_cases[] = {
 	KUNIT_CASE(kernel_to_kernel_keeps_the_slot),
 	KUNIT_CASE(use_mm_retires),
 	KUNIT_CASE(unuse_mm_after_migration),
+#ifdef CONFIG_X86
+	KUNIT_CASE(trips_write_mm_count_if_refcounted),
+#endif
 	KUNIT_CASE_SLOW(use_mm_preempted_and_migrated),
 	KUNIT_CASE(no_cpu_is_lazy),
 	KUNIT_CASE(this_cpu_is_lazy),

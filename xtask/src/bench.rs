@@ -209,18 +209,20 @@ fn records_of(outcomes: &[Outcome]) -> Vec<&Record> {
 }
 
 /// `key=value key=value`.
-fn pairs(line: &str) -> BTreeMap<&str, &str> {
+pub fn pairs(line: &str) -> BTreeMap<&str, &str> {
     line.split_whitespace()
         .filter_map(|word| word.split_once('='))
         .collect()
 }
 
-fn text<'a>(pairs: &BTreeMap<&str, &'a str>, key: &str) -> Result<&'a str> {
+/// The value of a key that must be there.
+pub fn text<'a>(pairs: &BTreeMap<&str, &'a str>, key: &str) -> Result<&'a str> {
     let value = pairs.get(key);
     Ok(value.with_context(|| format!("the guest did not report {key}"))?)
 }
 
-fn number(pairs: &BTreeMap<&str, &str>, key: &str) -> Result<u64> {
+/// The same, as a count.
+pub fn number(pairs: &BTreeMap<&str, &str>, key: &str) -> Result<u64> {
     let value = text(pairs, key)?;
     value
         .parse()
@@ -592,6 +594,8 @@ fn verdict(records: &[&Record]) -> Vec<Case> {
             }
             "defer" => {
                 check("interrupts in rounds only", check_rounds_only(record));
+                check("has its rounds a bound apart", check_rounds_apart(record));
+                check("interrupts lazy CPUs only", check_round_ipis(record));
                 if finds(record) {
                     check("finds lazy CPUs", check_found(record));
                     check("defers", check_deferred(record));
@@ -671,6 +675,31 @@ fn check_found(record: &Record) -> Result<()> {
 
 fn check_rounds_only(record: &Record) -> Result<()> {
     ensure!(record.ipis == 0, "final drops sent {} IPIs", record.ipis);
+    Ok(())
+}
+
+/// How long an mm waits before there is a round, `BOUND` in mm/lazy_tlb/defer.rs.
+const BOUND_MS: u64 = 1000;
+
+/// A round leaves no mm waiting, and the next one is for an mm that waits as long as the bound.
+fn check_rounds_apart(record: &Record) -> Result<()> {
+    let ms = record.workload_ms + record.drain_ms;
+    ensure!(
+        record.batched_rounds <= ms / BOUND_MS + 1,
+        "{} rounds in {ms} ms",
+        record.batched_rounds
+    );
+    Ok(())
+}
+
+/// The CPUs that are lazy on a waiting mm are among those that its final drop has found.
+fn check_round_ipis(record: &Record) -> Result<()> {
+    let found = record.lazy_found.saturating_sub(record.local);
+    ensure!(
+        record.batched_ipis <= found,
+        "rounds interrupted {} CPUs, {found} were found lazy",
+        record.batched_ipis
+    );
     Ok(())
 }
 
@@ -975,8 +1004,8 @@ lazy-tlb-guest: done status=0
         assert_eq!(failures(&all()), Vec::<String>::new());
         let all = all();
         let count = verdict(&all.iter().collect::<Vec<_>>()).len();
-        // Bound and drained for each; 2 of shootdown, 3 of defer; the order; the exits.
-        assert_eq!(count, 2 * 4 + 2 + 3 + 1 + 1);
+        // Bound and drained for each; 2 of shootdown, 5 of defer; the order; the exits.
+        assert_eq!(count, 2 * 4 + 2 + 5 + 1 + 1);
     }
 
     #[test]
@@ -993,7 +1022,9 @@ lazy-tlb-guest: done status=0
 
     #[test]
     fn a_run_without_lazy_cpus_shows_nothing() {
-        let none = |r: &mut Record| (r.lazy_found, r.ipis, r.local) = (0, 0, 0);
+        let none = |r: &mut Record| {
+            (r.lazy_found, r.ipis, r.local, r.batched_ipis) = (0, 0, 0, 0);
+        };
         assert_eq!(
             broken("shootdown", none),
             ["threaded/shootdown/1 finds lazy CPUs"]
@@ -1015,6 +1046,19 @@ lazy-tlb-guest: done status=0
         assert_eq!(
             broken("defer", |r| r.ipis = 1),
             ["threaded/defer/1 interrupts in rounds only"]
+        );
+    }
+
+    #[test]
+    fn rounds_are_rare_and_for_lazy_cpus() {
+        let often = "threaded/defer/1 has its rounds a bound apart";
+        let most = |r: &mut Record| r.batched_rounds = (r.workload_ms + r.drain_ms) / BOUND_MS + 1;
+        assert!(broken("defer", most).is_empty());
+        let more = |r: &mut Record| r.batched_rounds = (r.workload_ms + r.drain_ms) / BOUND_MS + 2;
+        assert_eq!(broken("defer", more), [often]);
+        assert_eq!(
+            broken("defer", |r| r.batched_ipis = r.lazy_found - r.local + 1),
+            ["threaded/defer/1 interrupts lazy CPUs only"]
         );
     }
 

@@ -13,6 +13,7 @@ mod disasm;
 mod failure;
 mod guest;
 mod kbuild;
+mod kernelbench;
 mod ktap;
 mod litmus;
 mod mail;
@@ -127,10 +128,11 @@ enum Command {
         #[arg(long, value_name = "NAME[,NAME]", value_delimiter = ',')]
         stage: Vec<String>,
     },
-    /// Measures what the policies do.
+    /// Measures what the policies do: one thing, or everything there is, and writes the report.
+    #[command(after_help = "Example: cargo xtask bench")]
     Bench {
         #[command(subcommand)]
-        bench: Bench,
+        bench: Option<Bench>,
     },
     /// Writes tables and plots of everything in results/.
     #[command(after_help = "Example: cargo xtask report")]
@@ -168,6 +170,17 @@ enum Bench {
         kernel: Kernel,
         #[command(flatten)]
         options: bench::Options,
+        /// Write every sample to FILE; without it, into results/.
+        #[arg(long, value_name = "FILE")]
+        json: Option<PathBuf>,
+    },
+    /// What a lazy TLB borrow and a final drop cost in the kernel, by its own benchmark.
+    #[command(after_help = "Example: cargo xtask bench kernel --arch um --cpus 2")]
+    Kernel {
+        #[command(flatten)]
+        kernel: Kernel,
+        #[command(flatten)]
+        options: kernelbench::Options,
         /// Write every sample to FILE; without it, into results/.
         #[arg(long, value_name = "FILE")]
         json: Option<PathBuf>,
@@ -306,11 +319,11 @@ fn run(cli: Cli) -> Result<Exit> {
         }
         Command::Bench {
             bench:
-                Bench::Ipis {
+                Some(Bench::Ipis {
                     kernel,
                     options,
                     json,
-                },
+                }),
         } => {
             let arch = arch::find(&kernel.target.arch)?;
             let shop = project.workshop(&kernel.target.skip.skip, &[arch])?;
@@ -318,8 +331,22 @@ fn run(cli: Cli) -> Result<Exit> {
             return bench::run(&project, &build, &options, json.as_deref());
         }
         Command::Bench {
-            bench: Bench::Model { options, json },
+            bench:
+                Some(Bench::Kernel {
+                    kernel,
+                    options,
+                    json,
+                }),
+        } => {
+            let arch = arch::find(&kernel.target.arch)?;
+            let shop = project.workshop(&kernel.target.skip.skip, &[arch])?;
+            let build = shop.build(arch, &kernel.variant)?;
+            kernelbench::run(&project, &build, &options, json.as_deref())?;
+        }
+        Command::Bench {
+            bench: Some(Bench::Model { options, json }),
         } => model::run(&project, &options, json.as_deref())?,
+        Command::Bench { bench: None } => return bench_everything(project.linux.as_deref()),
         Command::Report { options } => results::run(&project, &options)?,
         Command::Series { out } => {
             let (base, series) = (project.base()?, project.series()?);
@@ -342,6 +369,33 @@ fn run(cli: Cli) -> Result<Exit> {
         Command::Mutants { options } => return mutants::run(&project, &options),
     }
     Ok(Exit::Ok)
+}
+
+/// Everything that can be measured on any machine, each as a command that can be given alone.
+const BENCHES: [&str; 4] = [
+    "bench model",
+    "bench kernel --arch um",
+    "bench ipis",
+    "report",
+];
+
+/// One after the other; the report shows what one that failed has left out as missing.
+fn bench_everything(linux: Option<&Path>) -> Result<Exit> {
+    let mut worst = Exit::Ok;
+    for command in BENCHES {
+        println!("\n== cargo xtask {command}");
+        let mut cli = Cli::parse_from(["xtask"].into_iter().chain(command.split(' ')));
+        cli.linux = linux.map(Path::to_owned);
+        let ended = run(cli).unwrap_or_else(|error| {
+            let (exit, error) = classify(error);
+            eprintln!("error: {error:#}");
+            exit
+        });
+        if ended != Exit::Ok {
+            worst = ended;
+        }
+    }
+    Ok(worst)
 }
 
 fn setup(project: &Project, guests: &Guests) -> Result<()> {

@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::arch::{Kind, KINDS};
 use crate::bench::{Group, Record, Setting, CELLS, POLICIES, WORKLOADS};
 use crate::failure::{fail, Exit};
+use crate::kernelbench;
 use crate::model;
 use crate::project::Project;
 use crate::sh;
@@ -114,6 +115,8 @@ struct Folder {
     name: String,
     model: Option<model::Results>,
     /// Each file by its name.
+    kernel: BTreeMap<String, kernelbench::Results>,
+    /// Each file by its name.
     ipis: BTreeMap<String, Vec<Record>>,
     /// JSON that no benchmark of today writes.
     unknown: Vec<String>,
@@ -137,6 +140,12 @@ impl Folder {
                     return Err(bad(&path, "cargo xtask bench model", "it has no sample"));
                 }
                 folder.model = Some(model);
+            } else if name.starts_with(kernelbench::FILES) {
+                let kernel: kernelbench::Results = parse(&path, "cargo xtask bench kernel")?;
+                if kernel.samples.is_empty() {
+                    return Err(bad(&path, "cargo xtask bench kernel", "it has no sample"));
+                }
+                folder.kernel.insert(name, kernel);
             } else if name.starts_with(IPIS) {
                 let records: Vec<Record> = parse(&path, "cargo xtask bench ipis")?;
                 if records.is_empty() {
@@ -164,6 +173,14 @@ impl Folder {
                 files.insert(MODEL_PLOT.to_owned(), model_plot(model)?);
             }
             None => report.push_str("Nothing was measured.\n"),
+        }
+        report.push_str("\n## The kernel's own benchmark\n");
+        match self.kernel.is_empty() {
+            true => report.push_str("\nNothing was measured.\n"),
+            false => report.push_str(KERNEL_INTRODUCTION),
+        }
+        for (file, kernel) in &self.kernel {
+            report.push_str(&kernel.section(file));
         }
         report.push_str("\n## Interrupts\n\n");
         let sections = self.sections();
@@ -219,6 +236,10 @@ impl Folder {
         if self.model.is_none() {
             missing.push("the model: `cargo xtask bench model`".into());
         }
+        if self.kernel.is_empty() {
+            let how = "cargo xtask bench kernel --arch um";
+            missing.push(format!("the kernel's own benchmark: `{how}`"));
+        }
         for kind in &KINDS {
             let is_of = |record: &Record| {
                 let same = |mmu: &str| mmu.eq_ignore_ascii_case(&record.mmu);
@@ -241,6 +262,11 @@ struct Section<'a> {
 
 /// Workload, CPUs, policy; the names with their places in the tables' order.
 type Key = ((usize, String), usize, (usize, String));
+
+const KERNEL_INTRODUCTION: &str = "
+CPUs borrow and give back one mm, all at once, and do nothing else; that of a final drop looks at so many
+CPUs' slots and finds none lazy.
+";
 
 const IPIS_INTRODUCTION: &str = "\
 Counts of the kernel's own, in guests. Runs of the same row are taken together. Precision is the share of
@@ -696,7 +722,7 @@ pub fn run(project: &Project, options: &Options) -> Result<()> {
     let mut reports = Vec::new();
     for dir in files(&results)?.into_iter().filter(|path| path.is_dir()) {
         let folder = Folder::load(&dir)?;
-        if folder.model.is_some() || !folder.ipis.is_empty() {
+        if folder.model.is_some() || !folder.kernel.is_empty() || !folder.ipis.is_empty() {
             reports.push((dir, folder.write_up()?));
         }
     }

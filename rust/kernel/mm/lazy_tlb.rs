@@ -27,6 +27,7 @@ use crate::{
     mm::Mm,
     prelude::*,
     sync::{
+        aref::ARef,
         barrier::{
             smp_mb,
             Full, //
@@ -37,6 +38,7 @@ use crate::{
         Msecs,
         NSEC_PER_MSEC, //
     },
+    warn_on, //
 };
 use core::ptr::{
     self,
@@ -320,6 +322,9 @@ pub fn wait(mm: FinalDrop) -> Result<(), FinalDrop> {
     unsafe { (*bindings::lazy_tlb_waiting_of(mm.as_raw())).since_ms = now() };
     list.push(mm);
     list.count += 1;
+    if cfg!(CONFIG_DEBUG_VM) {
+        warn_on!(list.count > cpu::nr_cpu_ids() as usize);
+    }
     count(Event::Deferred, 1);
     if list.count > list.most {
         count(Event::MaxWaiting, list.count - list.most);
@@ -490,8 +495,93 @@ pub fn lazy_cpus(mm: &Mm) -> usize {
         .count()
 }
 
+/// Makes an mm with nothing in it, and no users. It is freed with its last reference.
+///
+/// May sleep.
+#[doc(alias("mm_alloc"))]
+pub fn new_mm() -> Option<ARef<Mm>> {
+    // SAFETY: Returns null, or an mm with one user, which is ours.
+    let mm = NonNull::new(unsafe { bindings::mm_alloc() })?;
+
+    // SAFETY: The mm is valid. Its user is ours to end, once there is a reference for ourselves.
+    unsafe {
+        bindings::mmgrab(mm.as_ptr());
+        bindings::mmput(mm.as_ptr());
+    }
+
+    // SAFETY: The mm is valid, and the reference that was taken is passed on.
+    Some(unsafe { ARef::from_raw(mm.cast()) })
+}
+
+/// Returns the CPUs that a final drop of `mm` would look at.
+///
+/// One that is added without ever being lazy on `mm` makes the final drop look at a slot for
+/// nothing, and does no harm.
+#[doc(alias("arch_lazy_tlb_cpumask"))]
+pub fn candidates(mm: &Mm) -> &LiveCpumask {
+    // SAFETY: The mask belongs to the mm, which is valid since `mm` is a reference, and is only
+    // updated with atomic bit operations.
+    unsafe { LiveCpumask::from_raw(bindings::arch_lazy_tlb_cpumask(mm.as_raw())) }
+}
+
+/// The calling CPU while it is lazy on nothing, for benchmarks.
+///
+/// # Invariants
+///
+/// Interrupts are disabled. Either the CPU is not lazy, or lazy uses are refcounted; then `slot` is
+/// what its slot is to hold afterwards.
+pub struct NotLazy<'a> {
+    slot: *mut bindings::mm_struct,
+    _irq: &'a LocalInterruptDisabled,
+}
+
+impl<'a> NotLazy<'a> {
+    /// Makes the calling CPU let go of what it is lazy on. Where lazy uses are refcounted, the
+    /// reference stays, and the slot is not more than a note, which is put back in the end.
+    pub fn new(irq: &'a LocalInterruptDisabled) -> Self {
+        // SAFETY: The calling CPU is a possible one.
+        let mut slot = unsafe { bindings::lazy_tlb_slot_of(u32::from(CpuId::current())) };
+        // SAFETY: Can be called from any context.
+        let refcounted = unsafe { bindings::lazy_tlb_refcounted() };
+
+        if !slot.is_null() && !refcounted {
+            // SAFETY: Interrupts are disabled, as `irq` proves. A slot keeps its mm valid where
+            // lazy uses are not refcounted.
+            unsafe { bindings::lazy_tlb_let_go(slot) };
+            slot = ptr::null_mut();
+        }
+
+        // INVARIANT: As above.
+        Self { slot, _irq: irq }
+    }
+
+    /// Does about lazy TLB what a switch from a task that uses `mm` to the idle task does, and one
+    /// back to it.
+    #[inline]
+    #[doc(alias("lazy_tlb_publish"))]
+    #[doc(alias("lazy_tlb_retire"))]
+    pub fn borrow_and_return(&self, mm: &Mm) {
+        // SAFETY: The mm is valid since `mm` is a reference. Interrupts are disabled, and the slot
+        // is free, by the type invariant. `mm` is not used by the CPU, and the reference that is
+        // dropped is the one that was taken, if any.
+        unsafe {
+            bindings::lazy_tlb_borrow(mm.as_raw());
+            bindings::lazy_tlb_return(mm.as_raw());
+        }
+    }
+}
+
+impl Drop for NotLazy<'_> {
+    fn drop(&mut self) {
+        if !self.slot.is_null() {
+            // SAFETY: Interrupts are still disabled, and by the type invariant the CPU holds a
+            // reference on the mm that it was lazy on all the time.
+            unsafe { bindings::lazy_tlb_publish(self.slot) };
+        }
+    }
+}
+
 /// Returns the name of the policy in force, as `lazy_tlb=` takes it.
-#[inline]
 pub fn policy_name() -> &'static CStr {
     // SAFETY: Returns a pointer to a constant, nul-terminated string.
     unsafe { CStr::from_char_ptr(bindings::lazy_tlb_policy_name()) }

@@ -1,0 +1,201 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What a lazy use of an mm costs, and its final drop, under the policy in force.
+//!
+//! - A *trip* is what a switch from a user task to the idle task and back does about lazy TLB:
+//!   borrow the mm, and give it back. It is timed on one CPU, on two at once, on four, and so on,
+//!   all with the same mm. Whatever CPUs share shows in how much longer it takes on many.
+//! - A *drop* is the last `mmdrop()` of an mm that CPUs have been lazy on, but are not any more. It
+//!   is timed for one such CPU, two, four, and so on.
+//!
+//! Nothing is switched: neither the scheduler nor a TLB flush is part of the times. They are
+//! printed to the kernel log when the module is loaded, after which it goes away again.
+
+use kernel::{
+    cpumask::{
+        CpumaskVar,
+        LiveCpumask, //
+    },
+    fmt,
+    interrupt::LocalInterruptDisabled,
+    mm::{
+        lazy_tlb::{
+            self,
+            NotLazy, //
+        },
+        Mm, //
+    },
+    prelude::*,
+    processor::cpu_relax,
+    smp,
+    sync::{
+        aref::ARef,
+        atomic::{
+            Atomic,
+            Relaxed, //
+        }, //
+    },
+    time::{
+        Delta,
+        Instant,
+        Monotonic, //
+    },
+};
+
+module! {
+    type: LazyTlbBenchmark,
+    name: "lazy_tlb_benchmark",
+    authors: ["The lazy TLB developers"],
+    description: "Benchmark of lazy TLB mms",
+    license: "GPL",
+}
+
+/// Each time is taken so often, once more to warm up.
+const ROUNDS: usize = 31;
+
+/// Trips of each CPU in a round. Interrupts are disabled meanwhile.
+const TRIPS: u16 = 10_000;
+
+/// Mms that are dropped in a round.
+const DROPS: u16 = 8;
+
+/// CPUs that have not met after this time are given up, each by the others.
+const PATIENCE: Delta = Delta::from_millis(100);
+
+/// Times of the same thing, in picoseconds.
+struct Times([i64; ROUNDS]);
+
+impl Times {
+    /// Takes each time, after one that does not count.
+    fn take(mut round: impl FnMut() -> Result<i64>) -> Result<Self> {
+        let mut times = [0; ROUNDS];
+
+        round()?;
+        for time in &mut times {
+            *time = round()?;
+        }
+        times.sort_unstable();
+        Ok(Self(times))
+    }
+}
+
+impl fmt::Display for Times {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(times) = self;
+
+        write!(
+            f,
+            "rounds={ROUNDS} ps_median={} ps_min={} ps_max={}",
+            times[ROUNDS / 2],
+            times[0],
+            times[ROUNDS - 1],
+        )
+    }
+}
+
+/// Picoseconds for each of `n`.
+fn each(time: Delta, n: u16) -> i64 {
+    time.as_nanos().saturating_mul(1000) / i64::from(n)
+}
+
+/// Makes trips on the calling CPU, once all of `cpus` CPUs have `arrived` here. Returns the time of
+/// one, or [`None`] if some CPU does not come.
+fn trips(
+    mm: &Mm,
+    arrived: &Atomic<usize>,
+    cpus: usize,
+    irq: &LocalInterruptDisabled,
+) -> Option<i64> {
+    let cpu = NotLazy::new(irq);
+    let start = Instant::<Monotonic>::now();
+
+    // CPUs tell each other nothing but that they are there: relaxed is enough.
+    arrived.fetch_add(1, Relaxed);
+    while arrived.load(Relaxed) < cpus {
+        if start.elapsed() > PATIENCE {
+            return None;
+        }
+        cpu_relax();
+    }
+
+    let start = Instant::<Monotonic>::now();
+    for _ in 0..TRIPS {
+        cpu.borrow_and_return(mm);
+    }
+    Some(each(start.elapsed(), TRIPS))
+}
+
+/// Times a trip on as many CPUs at once as are in `mask`: the mean over them.
+fn round_of_trips(mm: &Mm, mask: &LiveCpumask) -> Result<i64> {
+    let cpus = mask.weight() as usize;
+    let arrived = Atomic::new(0usize);
+    let finished = Atomic::new(0usize);
+    let sum = Atomic::new(0i64);
+
+    smp::on_each_cpu_mask(mask, |irq| {
+        if let Some(time) = trips(mm, &arrived, cpus, irq) {
+            // Read after the call, which orders that, see `smp`.
+            sum.fetch_add(time, Relaxed);
+            finished.fetch_add(1, Relaxed);
+        }
+    });
+    if finished.load(Relaxed) != cpus {
+        return Err(EBUSY);
+    }
+    Ok(sum.load(Relaxed) / cpus as i64)
+}
+
+/// Times the final drop of an mm that the CPUs in `mask` have been lazy on.
+fn round_of_drops(mask: &LiveCpumask) -> Result<i64> {
+    let mut mms = KVec::<ARef<Mm>>::with_capacity(DROPS.into(), GFP_KERNEL)?;
+
+    for _ in 0..DROPS {
+        let mm = lazy_tlb::new_mm().ok_or(ENOMEM)?;
+        for cpu in mask {
+            lazy_tlb::candidates(&mm).set(cpu);
+        }
+        mms.push(mm, GFP_KERNEL)?;
+    }
+
+    let start = Instant::<Monotonic>::now();
+    drop(mms);
+    Ok(each(start.elapsed(), DROPS))
+}
+
+/// Times everything on the first `cpus` CPUs.
+fn measure(cpus: usize) -> Result {
+    let policy = lazy_tlb::policy_name();
+    let mask = CpumaskVar::new_zero(GFP_KERNEL)?;
+    let mask: &LiveCpumask = (*mask).as_ref();
+
+    for cpu in LiveCpumask::online().iter().take(cpus) {
+        mask.set(cpu);
+    }
+
+    let mm = lazy_tlb::new_mm().ok_or(ENOMEM)?;
+    let times = Times::take(|| round_of_trips(&mm, mask)).inspect_err(|_| {
+        pr_err!("not all of {cpus} CPUs came in time, try again when the system is idle\n")
+    })?;
+    pr_info!("what=trip policy={policy} cpus={cpus} {times} trips={TRIPS}\n");
+
+    let times = Times::take(|| round_of_drops(mask))?;
+    pr_info!("what=drop policy={policy} cpus={cpus} {times} drops={DROPS}\n");
+    Ok(())
+}
+
+struct LazyTlbBenchmark;
+
+impl kernel::Module for LazyTlbBenchmark {
+    fn init(_module: &'static ThisModule) -> Result<Self> {
+        let online = LiveCpumask::online().weight() as usize;
+        let powers = core::iter::successors(Some(1), |cpus| Some(cpus * 2));
+
+        for cpus in powers.take_while(|&cpus| cpus < online) {
+            measure(cpus)?;
+        }
+        measure(online)?;
+
+        // Nothing is left to do: fail, so that the module can be loaded again.
+        Err(EAGAIN)
+    }
+}

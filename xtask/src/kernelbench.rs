@@ -1,0 +1,362 @@
+//! `bench kernel`: what a borrow and a final drop cost in the kernel itself, as its own benchmark
+//! (`CONFIG_LAZY_TLB_BENCHMARK`) says at boot, under each policy.
+//!
+//! User-mode Linux runs it at the speed of this machine's CPUs. Everywhere else an emulator makes the
+//! times.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{ensure, Context, Result};
+use clap::Args;
+use comfy_table::{CellAlignment, Table};
+use serde::{Deserialize, Serialize};
+
+use crate::bench::{number, pairs, text};
+use crate::console;
+use crate::failure::{fail, Exit};
+use crate::guest::{self, Guest, GuestFile};
+use crate::kbuild::Build;
+use crate::model::Spread;
+use crate::project::Project;
+use crate::results::{self, Machine};
+use crate::sh;
+
+/// What the kernel puts in front of its lines.
+const PREFIX: &str = "lazy_tlb_benchmark: ";
+/// How the names of its files begin.
+pub const FILES: &str = "kernel-";
+/// The policies, in the table's order.
+const POLICIES: [&str; 3] = ["refcount", "shootdown", "defer"];
+/// What is timed, and how it is called.
+const TIMED: [(&str, &str); 2] = [("trip", "borrow and give back"), ("drop", "final drop")];
+
+/// What is measured.
+#[derive(Args, Clone)]
+pub struct Options {
+    /// How many CPUs the guest has.
+    #[arg(long, default_value_t = 2, value_name = "N", value_parser = clap::value_parser!(u32).range(2..))]
+    pub cpus: u32,
+    /// How often each policy is booted.
+    #[arg(long, default_value_t = 5, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub repeat: u32,
+    /// Seconds until a guest is ended.
+    #[arg(long, default_value_t = 300, value_name = "S")]
+    pub timeout: u64,
+}
+
+/// Everything that was measured.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Results {
+    /// How to measure it again.
+    pub command: String,
+    #[serde(flatten)]
+    pub machine: Machine,
+    /// The guest's architecture.
+    pub guest: String,
+    pub guest_cpus: u32,
+    /// Whether the times are an emulator's.
+    pub times_emulated: bool,
+    pub kernel: String,
+    pub variant: String,
+    pub repeat: u32,
+    pub samples: Vec<Sample>,
+}
+
+/// What one boot says of one thing: over the rounds that the kernel makes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Sample {
+    /// From 1.
+    pub repeat: u32,
+    pub policy: String,
+    /// `trip` or `drop`.
+    pub what: String,
+    pub cpus: u64,
+    pub rounds: u64,
+    /// Trips of each CPU, or drops, in a round.
+    pub times: u64,
+    pub ps_median: u64,
+    pub ps_min: u64,
+    pub ps_max: u64,
+}
+
+impl Sample {
+    fn parse(line: &str, repeat: u32) -> Result<Self> {
+        let line = pairs(line);
+        let what = text(&line, "what")?;
+        Ok(Sample {
+            repeat,
+            policy: text(&line, "policy")?.into(),
+            what: what.into(),
+            cpus: number(&line, "cpus")?,
+            rounds: number(&line, "rounds")?,
+            times: number(&line, &format!("{what}s"))?,
+            ps_median: number(&line, "ps_median")?,
+            ps_min: number(&line, "ps_min")?,
+            ps_max: number(&line, "ps_max")?,
+        })
+    }
+}
+
+/// What a guest under `policy` said; an error is a guest that did not measure everything.
+fn samples(console: &str, policy: &str, repeat: u32) -> Result<Vec<Sample>> {
+    let console = console::without_stamps(console);
+    let lines = console.lines().filter_map(|line| line.strip_prefix(PREFIX));
+    let samples = lines.map(|line| {
+        let sample = Sample::parse(line, repeat);
+        sample.with_context(|| format!("the benchmark said: {line}"))
+    });
+    let samples: Vec<Sample> = samples.collect::<Result<_>>()?;
+    for (what, _) in TIMED {
+        ensure!(
+            samples.iter().any(|sample| sample.what == what),
+            "the kernel did not time a {what}: is CONFIG_LAZY_TLB_BENCHMARK set?"
+        );
+    }
+    for sample in &samples {
+        let got = &sample.policy;
+        ensure!(
+            got == policy,
+            "the guest's policy is {got}, asked was {policy}"
+        );
+    }
+    Ok(samples)
+}
+
+impl Results {
+    /// What the file is called.
+    pub fn file(&self) -> String {
+        let variant = match self.variant.as_str() {
+            "default" => String::new(),
+            variant => format!("-{variant}"),
+        };
+        format!("{FILES}{}-{}{variant}.json", self.guest, self.guest_cpus)
+    }
+
+    /// What it is a measure of.
+    pub fn label(&self) -> &'static str {
+        match self.times_emulated {
+            true => "the times are an emulator's, and no measure of a machine",
+            false => "the kernel's own code at the speed of this machine's CPUs",
+        }
+    }
+
+    /// The numbers of CPUs, from the least on.
+    pub fn cpus(&self) -> Vec<u64> {
+        let cpus: BTreeSet<u64> = self.samples.iter().map(|sample| sample.cpus).collect();
+        cpus.into_iter().collect()
+    }
+
+    /// ns, over the boots.
+    pub fn spread(&self, what: &str, policy: &str, cpus: u64) -> Option<Spread> {
+        let of = |s: &&Sample| s.what == what && s.policy == policy && s.cpus == cpus;
+        let ns = |sample: &Sample| sample.ps_median as f64 / 1000.0;
+        Spread::of(self.samples.iter().filter(of).map(ns).collect())
+    }
+
+    /// How much longer it takes with all CPUs than with one.
+    pub fn ratio(&self, what: &str, policy: &str) -> Option<f64> {
+        let most = self.cpus().pop().filter(|&cpus| cpus > 1)?;
+        Some(self.spread(what, policy, most)?.median / self.spread(what, policy, 1)?.median)
+    }
+
+    /// A row for each number of CPUs, a column for each policy; empty where nothing is known.
+    pub fn table(&self) -> String {
+        let mut table = Table::new();
+        table.load_preset(comfy_table::presets::ASCII_MARKDOWN);
+        let first = "ns, median (min..max) of the boots' medians";
+        table.set_header([first].into_iter().chain(POLICIES));
+        let cpus = self.cpus();
+        for (what, name) in TIMED {
+            for &cpus in &cpus {
+                let s = if cpus == 1 { "" } else { "s" };
+                let cells = POLICIES.map(|policy| {
+                    let spread = self.spread(what, policy, cpus);
+                    spread.map_or("missing".into(), |spread| spread.shown())
+                });
+                table.add_row([format!("{name}, {cpus} CPU{s}")].into_iter().chain(cells));
+            }
+            let cells = POLICIES.map(|policy| {
+                let ratio = self.ratio(what, policy);
+                ratio.map_or("missing".into(), |ratio| format!("{ratio:.2}"))
+            });
+            let name = format!("{name}, {} CPUs / 1 CPU", cpus.last().unwrap_or(&1));
+            table.add_row([name].into_iter().chain(cells));
+        }
+        for column in table.column_iter_mut().skip(1) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+        table.to_string()
+    }
+
+    /// Its part of the report.
+    pub fn section(&self, file: &str) -> String {
+        format!(
+            "\n### {}, {} CPUs\n\n{}, Linux {} (variant {}); {} boots of each policy: {}.\n\n\
+             From `{file}`; again: `{}`\n\n{}\n",
+            self.guest,
+            self.guest_cpus,
+            self.machine.cpu_model,
+            self.kernel,
+            self.variant,
+            self.repeat,
+            self.label(),
+            self.command,
+            self.table(),
+        )
+    }
+}
+
+/// `bench kernel` itself: the guests, the file, the table.
+pub fn run(
+    project: &Project,
+    build: &Build<'_>,
+    options: &Options,
+    json: Option<&Path>,
+) -> Result<()> {
+    let arch = build.arch;
+    let image = build.image()?;
+    let accel = guest::accelerator(&project.cache, arch, &image)?;
+    let accel = guest::for_cpus(&accel, options.cpus as usize);
+    let program = project.guest_program(arch, "bench-init")?;
+    let initramfs = program.with_extension("cpio");
+    guest::write_initramfs(&initramfs, &[GuestFile::program("init", &program)?])?;
+    let limit = Duration::from_secs(options.timeout);
+    let mut results = Results {
+        command: format!(
+            "cargo xtask bench kernel --arch {} --variant {} --cpus {} --repeat {}",
+            arch.name, build.variant, options.cpus, options.repeat
+        ),
+        machine: Machine::here()?,
+        guest: arch.name.into(),
+        guest_cpus: options.cpus,
+        times_emulated: accel.starts_with("tcg"),
+        kernel: String::new(),
+        variant: build.variant.into(),
+        repeat: options.repeat,
+        samples: Vec::new(),
+    };
+    let mut path = PathBuf::new();
+    for repeat in 1..=options.repeat {
+        // In turn, so that a change of the machine's speed meets all alike.
+        let mut policies = POLICIES;
+        policies.rotate_left(repeat as usize % POLICIES.len());
+        for policy in policies {
+            // The benchmark has run before the first process, which has nothing to do.
+            let append = format!(
+                "lazy_tlb={policy} {} LAZY_TLB_WORKLOAD=build LAZY_TLB_JOBS=0",
+                guest::NO_KUNIT
+            );
+            let guest = Guest {
+                arch,
+                qemu: arch.qemu.into(),
+                accel: accel.clone(),
+                image: &image,
+                initramfs: &initramfs,
+                smp: options.cpus as usize,
+                append: &append,
+                timeout: limit,
+                silence: limit,
+                log: project
+                    .cache
+                    .path(format!("log/kernel-{}-{policy}-{repeat}.log", arch.name)),
+                echo: false,
+            };
+            let report = guest.boot()?;
+            report.check()?;
+            results.kernel = kernel_of(&report.text)?;
+            let measured = samples(&report.text, policy, repeat).map_err(|error| {
+                fail(
+                    Exit::Failed,
+                    format!("{policy}: {error:#}"),
+                    format!("the console is in {}", guest.log.display()),
+                )
+            })?;
+            results.samples.extend(measured);
+            path = match json {
+                Some(path) => path.to_owned(),
+                None => results::of_this_machine(project)?.join(results.file()),
+            };
+            sh::write_whole(&path, serde_json::to_string_pretty(&results)?.as_bytes())?;
+        }
+    }
+    println!(
+        "\n{}\n\n{}\n{}",
+        results.table(),
+        path.display(),
+        results.label()
+    );
+    Ok(())
+}
+
+/// The release that the first process says it runs on.
+fn kernel_of(console: &str) -> Result<String> {
+    let console = console::without_stamps(console);
+    let setup = console.lines().find(|line| line.contains("what=setup"));
+    let setup = setup.context("the first process did not say which kernel it runs on")?;
+    Ok(text(&pairs(setup), "kernel")?.into())
+}
+
+#[cfg(test)]
+pub mod tests {
+    use super::*;
+
+    const CONSOLE: &str = "\
+[    0.200000] lazy_tlb_benchmark: what=trip policy=refcount cpus=1 rounds=31 ps_median=6000 ps_min=5900 ps_max=7000 trips=10000
+[    0.300000] lazy_tlb_benchmark: what=drop policy=refcount cpus=1 rounds=31 ps_median=500000 ps_min=400000 ps_max=900000 drops=8
+[    0.400000] lazy_tlb_benchmark: what=trip policy=refcount cpus=2 rounds=31 ps_median=42000 ps_min=5900 ps_max=70000 trips=10000
+[    0.500000] lazy_tlb_benchmark: what=drop policy=refcount cpus=2 rounds=31 ps_median=550000 ps_min=400000 ps_max=900000 drops=8
+lazy-tlb-bench: what=setup policy=refcount workload=build seed=1 kernel=7.3.4
+";
+
+    pub fn example() -> Results {
+        let mut all = samples(CONSOLE, "refcount", 1).unwrap();
+        all.extend(samples(&CONSOLE.replace("=42000", "=40000"), "refcount", 2).unwrap());
+        Results {
+            command: "cargo xtask bench kernel --arch um".into(),
+            machine: Machine::parse("model name\t: Some CPU\n", "x86_64", "6.1.0"),
+            guest: "um".into(),
+            guest_cpus: 2,
+            times_emulated: false,
+            kernel: kernel_of(CONSOLE).unwrap(),
+            variant: "default".into(),
+            repeat: 2,
+            samples: all,
+        }
+    }
+
+    #[test]
+    fn every_line_is_a_sample() {
+        let all = samples(CONSOLE, "refcount", 3).unwrap();
+        assert_eq!(all.len(), 4);
+        assert_eq!(
+            (all[2].cpus, all[2].ps_median, all[2].times),
+            (2, 42000, 10000)
+        );
+        assert_eq!((all[3].what.as_str(), all[3].times), ("drop", 8));
+    }
+
+    #[test]
+    fn a_guest_that_measured_nothing_or_something_else_is_an_error() {
+        let nothing = samples("Run /init\n", "refcount", 1).unwrap_err();
+        assert!(nothing.to_string().contains("CONFIG_LAZY_TLB_BENCHMARK"));
+        let other = samples(CONSOLE, "defer", 1).unwrap_err();
+        assert!(other.to_string().contains("asked was defer"));
+        let cut = CONSOLE.replace(" ps_max=70000", "");
+        assert!(format!("{:#}", samples(&cut, "refcount", 1).unwrap_err()).contains("ps_max"));
+    }
+
+    #[test]
+    fn the_table_has_ratios_and_says_what_is_missing() {
+        let results = example();
+        let table = results.table();
+        assert!(table.contains("41.00 (40.00..42.00)"), "{table}");
+        assert!(table.contains("6.83"), "{table}");
+        assert!(table.contains("missing"), "{table}");
+        assert_eq!(results.file(), "kernel-um-2.json");
+        let text = serde_json::to_string(&results).unwrap();
+        let read: Results = serde_json::from_str(&text).unwrap();
+        assert_eq!(read.samples, results.samples);
+    }
+}
