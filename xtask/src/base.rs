@@ -118,7 +118,10 @@ fn of_user(dir: &Path) -> Result<Base> {
                 "{} has been built in; kbuild will not build it elsewhere",
                 dir.display()
             ),
-            format!("run `make -C {} mrproper` first", dir.display()),
+            format!(
+                "run `make -C {} mrproper` first; it removes the .config, so save that elsewhere",
+                dir.display()
+            ),
         ));
     }
     let hash = hex(&Sha256::digest(dir.as_os_str().as_encoded_bytes()));

@@ -30,7 +30,7 @@ const PREFIX: &str = "lazy-tlb-bench: ";
 /// The last of our own words on the kernel's command line.
 const LAST_WORD: &str = "LAZY_TLB_SKIP_FLUSH=";
 /// What the kernel calls its counters in /proc/vmstat.
-const COUNTER: &str = "lazy_tlb_";
+pub const COUNTER: &str = "lazy_tlb_";
 
 /// What is measured.
 #[derive(Args, Clone)]
@@ -76,9 +76,9 @@ pub struct Options {
 
 /// A counter of the kernel, before the workload and when no mm waited any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Counted {
-    before: u64,
-    after: u64,
+pub struct Counted {
+    pub before: u64,
+    pub after: u64,
 }
 
 /// How many mms were waiting from a time on.

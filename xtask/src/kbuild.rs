@@ -122,6 +122,27 @@ impl<'a> Build<'a> {
         })
     }
 
+    /// A build in a folder of its own, for a person's own configuration.
+    pub fn own(
+        cache: &Cache,
+        tools: &'a Tools,
+        source: Source,
+        arch: &'static Arch,
+        out: PathBuf,
+    ) -> Result<Self> {
+        tools.check_rustc(arch)?;
+        fs::create_dir_all(&out).with_context(|| format!("creating {}", out.display()))?;
+        Ok(Build {
+            arch,
+            variant: "own",
+            out,
+            source,
+            tools,
+            ccache: cache.dir("ccache")?,
+            inputs: None,
+        })
+    }
+
     /// `make` with everything that every call needs.
     pub fn make(&self) -> Command {
         let tools = self.tools;
@@ -181,24 +202,10 @@ impl<'a> Build<'a> {
         if key.is_some() && fs::read_to_string(&stamp).ok() == key && config.exists() {
             return Ok(());
         }
-        let log = self.out.join("config.log");
-        let remedy = "look at the log; it is kconfig's own output";
-        let run = |command: &Command| sh::logged(command, &log, Exit::Build, remedy, |_| ());
         let mut tiny = self.make();
         tiny.args(["-s", "tinyconfig"]);
-        run(&tiny)?;
-        let mut merge = Command::new(self.source.tree.join("scripts/kconfig/merge_config.sh"));
-        merge
-            .args(["-m", "-O"])
-            .arg(&self.out)
-            .arg(&config)
-            .args(&fragments);
-        run(merge.current_dir(&self.out))?;
-        let mut old = self.make();
-        old.args(["-s", "olddefconfig"]);
-        run(&old)?;
-        let result = fs::read_to_string(&config)?;
-        let refused = refused(&texts, &result);
+        self.kconfig(&tiny)?;
+        let refused = refused(&texts, &self.merge(&fragments)?);
         if !refused.is_empty() {
             return Err(fail(
                 Exit::Build,
@@ -215,6 +222,39 @@ impl<'a> Build<'a> {
             sh::write_whole(&stamp, key.as_bytes())?;
         }
         Ok(())
+    }
+
+    /// Makes `.config` from a person's own with a fragment on top, and returns it with the lines of
+    /// the fragment that are not in it.
+    pub fn configure_own(&self, own: &str, fragment: &Path) -> Result<(String, Vec<String>)> {
+        sh::write_whole(&self.out.join(".config"), own.as_bytes())?;
+        let text = fs::read_to_string(fragment)
+            .with_context(|| format!("reading {}", fragment.display()))?;
+        let config = self.merge(&[fragment.to_owned()])?;
+        let refused = refused(&[text], &config);
+        Ok((config, refused))
+    }
+
+    /// Puts fragments on top of `.config` and returns what kconfig makes of it.
+    fn merge(&self, fragments: &[PathBuf]) -> Result<String> {
+        let config = self.out.join(".config");
+        let mut merge = Command::new(self.source.tree.join("scripts/kconfig/merge_config.sh"));
+        merge
+            .args(["-m", "-O"])
+            .arg(&self.out)
+            .arg(&config)
+            .args(fragments);
+        self.kconfig(merge.current_dir(&self.out))?;
+        let mut old = self.make();
+        old.args(["-s", "olddefconfig"]);
+        self.kconfig(&old)?;
+        fs::read_to_string(&config).with_context(|| format!("reading {}", config.display()))
+    }
+
+    fn kconfig(&self, command: &Command) -> Result<()> {
+        let log = self.out.join("config.log");
+        let remedy = "look at the log; it is kconfig's own output";
+        sh::logged(command, &log, Exit::Build, remedy, |_| ())
     }
 
     /// Builds the image and returns where it is.
@@ -309,15 +349,23 @@ fn assignment(line: &str) -> Option<(&str, &str)> {
     line.strip_prefix("CONFIG_")?.split_once('=')
 }
 
+/// What a configuration says of each symbol, without `CONFIG_`.
+pub fn values(config: &str) -> BTreeMap<&str, &str> {
+    config.lines().filter_map(assignment).collect()
+}
+
 /// The lines of the fragments, the later ones winning, that a configuration does not have.
 fn refused(fragments: &[String], config: &str) -> Vec<String> {
-    let result: BTreeMap<&str, &str> = config.lines().filter_map(assignment).collect();
+    let result = values(config);
     let wanted: BTreeMap<&str, &str> = fragments
         .iter()
         .flat_map(|text| text.lines())
         .filter_map(|line| assignment(line.trim_end()))
         .collect();
-    let differs = |(name, value): &(&&str, &&str)| result.get(*name).unwrap_or(&"n") != *value;
+    let differs = |(name, value): &(&&str, &&str)| match result.get(*name) {
+        Some(is) => is != *value,
+        None => !["n", "\"\""].contains(*value),
+    };
     let line = |(name, value): (&&str, &&str)| {
         let got = result.get(name).unwrap_or(&"not there");
         format!("CONFIG_{name}={value} (is {got})")
@@ -348,6 +396,7 @@ mod tests {
             refused(&["CONFIG_X=y\n".to_owned()], ""),
             ["CONFIG_X=y (is not there)"]
         );
+        assert!(refused(&["CONFIG_KEYS=\"\"\n".to_owned()], "").is_empty());
     }
 
     #[test]

@@ -15,6 +15,7 @@ mod guest;
 mod kbuild;
 mod kernelbench;
 mod ktap;
+mod lab;
 mod litmus;
 mod mail;
 mod model;
@@ -133,6 +134,15 @@ enum Command {
     Bench {
         #[command(subcommand)]
         bench: Option<Bench>,
+    },
+    /// Builds the series into your own kernel, to be measured on a real machine; takes in the results.
+    #[command(
+        after_help = "Example: cargo xtask lab --config /boot/config-7.3 --out ~/lab\n\
+                            and then cargo xtask lab --import lazy-tlb-*.txt"
+    )]
+    Lab {
+        #[command(flatten)]
+        options: lab::Options,
     },
     /// Writes tables and plots of everything in results/.
     #[command(after_help = "Example: cargo xtask report")]
@@ -347,6 +357,7 @@ fn run(cli: Cli) -> Result<Exit> {
             bench: Some(Bench::Model { options, json }),
         } => model::run(&project, &options, json.as_deref())?,
         Command::Bench { bench: None } => return bench_everything(project.linux.as_deref()),
+        Command::Lab { options } => lab::run(&project, &options)?,
         Command::Report { options } => results::run(&project, &options)?,
         Command::Series { out } => {
             let (base, series) = (project.base()?, project.series()?);

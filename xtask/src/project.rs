@@ -9,7 +9,7 @@ use crate::arch::Arch;
 use crate::base::{self, Base};
 use crate::cache::{Cache, Part};
 use crate::failure::Exit;
-use crate::kbuild::Build;
+use crate::kbuild::{Build, Source};
 use crate::series::{Selection, Series};
 use crate::setup::{self, Tools};
 use crate::{sh, tree};
@@ -114,20 +114,30 @@ impl Workshop<'_> {
         self.project.cache.lock(Part::Trees)?;
         self.project.cache.need_space(3, "a kernel build")?;
         let series = self.series.select(selection)?;
-        let source = crate::kbuild::Source {
-            tree,
-            id: format!("{}{}", self.base.id, selection.suffix()),
-            origin: self.base.origin,
-            repo: self.project.repo.clone(),
-        };
         Build::new(
             &self.project.cache,
             &self.tools,
-            source,
+            self.source(selection, tree),
             &series,
             arch,
             variant,
         )
+    }
+
+    /// A build of the patched tree for a person's own configuration, in a folder of its own.
+    pub fn build_own(&self, arch: &'static Arch, out: PathBuf) -> Result<Build<'_>> {
+        self.project.cache.lock(Part::Trees)?;
+        let source = self.source(&self.selection, self.tree.clone());
+        Build::own(&self.project.cache, &self.tools, source, arch, out)
+    }
+
+    fn source(&self, selection: &Selection, tree: PathBuf) -> Source {
+        Source {
+            tree,
+            id: format!("{}{}", self.base.id, selection.suffix()),
+            origin: self.base.origin,
+            repo: self.project.repo.clone(),
+        }
     }
 
     /// Builds the selftests with their own Makefile and returns the programs.

@@ -18,6 +18,7 @@ use crate::arch::{Kind, KINDS};
 use crate::bench::{Group, Record, Setting, CELLS, POLICIES, WORKLOADS};
 use crate::failure::{fail, Exit};
 use crate::kernelbench;
+use crate::lab::{self, MEASURES};
 use crate::model;
 use crate::project::Project;
 use crate::sh;
@@ -46,7 +47,7 @@ pub struct Machine {
     /// Whether /proc/cpuinfo says so; nothing where it does not say (all but x86).
     #[serde(rename = "virtual")]
     pub is_virtual: Option<bool>,
-    /// The release of the kernel that it runs, which has nothing to do with the series.
+    /// The release of the kernel that it runs; only `lab` measures that kernel.
     pub host_kernel: String,
 }
 
@@ -94,6 +95,15 @@ impl Machine {
         }
     }
 
+    /// Virtual or not, in words.
+    fn kind(&self) -> &'static str {
+        match self.is_virtual {
+            Some(true) => "a virtual machine",
+            Some(false) => "no virtual machine",
+            None => "virtual or not is not known",
+        }
+    }
+
     /// What its folder is called, such as `x86_64-2cpus-amd-epyc`.
     pub fn slug(&self) -> String {
         let plain = self.cpu_model.to_lowercase();
@@ -118,6 +128,7 @@ struct Folder {
     kernel: BTreeMap<String, kernelbench::Results>,
     /// Each file by its name.
     ipis: BTreeMap<String, Vec<Record>>,
+    perf: BTreeMap<String, lab::Results>,
     /// JSON that no benchmark of today writes.
     unknown: Vec<String>,
 }
@@ -152,6 +163,9 @@ impl Folder {
                     return Err(bad(&path, "cargo xtask bench ipis", "it has no record"));
                 }
                 folder.ipis.insert(name, records);
+            } else if name.starts_with(lab::FILES) {
+                let results = parse(&path, "cargo xtask lab --import FILE")?;
+                folder.perf.insert(name, results);
             } else {
                 folder.unknown.push(name);
             }
@@ -193,6 +207,17 @@ impl Folder {
             report.push_str(&ipis_section(setting, section, &plot));
             files.insert(plot, ipis_plot(setting, section)?);
         }
+        report.push_str("\n## perf bench sched lazy-tlb\n\n");
+        let boots = self.boots();
+        match boots.is_empty() {
+            true => report.push_str("Nothing was measured.\n"),
+            false => report.push_str(PERF_INTRODUCTION),
+        }
+        for (index, (setting, boots)) in boots.iter().enumerate() {
+            let plot = format!("{}{}.svg", lab::FILES, index + 1);
+            report.push_str(&perf_section(setting, boots, &plot));
+            files.insert(plot, perf_plot(setting, boots)?);
+        }
         report.push_str("\n## Missing\n\n");
         report.push_str(&list(&self.missing()));
         if !self.unknown.is_empty() {
@@ -230,6 +255,24 @@ impl Folder {
         sections
     }
 
+    /// What perf bench measured, by what it may be compared with, and then by policy.
+    fn boots(&self) -> BTreeMap<lab::Setting, Boots<'_>> {
+        let mut boots: BTreeMap<lab::Setting, Boots<'_>> = BTreeMap::new();
+        for (file, results) in &self.perf {
+            // A column for each of the three, whether or not it was booted.
+            let all = || lab::POLICIES.iter().enumerate();
+            let columns = boots.entry(results.setting()).or_insert_with(|| {
+                let column = |(place, name): (usize, &&str)| (place, (*name).to_owned());
+                all().map(|c| (column(c), BTreeMap::new())).collect()
+            });
+            let known = all().find(|(_, name)| **name == results.policy);
+            let place = known.map_or(lab::POLICIES.len(), |(place, _)| place);
+            let column = (place, results.policy.clone());
+            columns.entry(column).or_default().insert(file, results);
+        }
+        boots
+    }
+
     /// What nobody has measured on this machine, and how to.
     fn missing(&self) -> Vec<String> {
         let mut missing = Vec::new();
@@ -239,6 +282,18 @@ impl Folder {
         if self.kernel.is_empty() {
             let how = "cargo xtask bench kernel --arch um";
             missing.push(format!("the kernel's own benchmark: `{how}`"));
+        }
+        for (setting, boots) in self.boots() {
+            for (_, policy) in boots.iter().filter(|b| b.1.is_empty()).map(|b| b.0) {
+                missing.push(format!(
+                    "perf bench of {policy} on Linux {}: boot it with `lazy_tlb={policy}` and run \
+                     `lazy-tlb-lab.sh`",
+                    setting.release
+                ));
+            }
+        }
+        if self.perf.is_empty() {
+            missing.push("perf bench, under all policies: `cargo xtask lab --config FILE`".into());
         }
         for kind in &KINDS {
             let is_of = |record: &Record| {
@@ -266,6 +321,15 @@ type Key = ((usize, String), usize, (usize, String));
 const KERNEL_INTRODUCTION: &str = "
 CPUs borrow and give back one mm, all at once, and do nothing else; that of a final drop looks at so many
 CPUs' slots and finds none lazy.
+";
+
+/// The files of each policy, the policies with their places in the table's order.
+type Boots<'a> = BTreeMap<(usize, String), BTreeMap<&'a str, &'a lab::Results>>;
+
+const PERF_INTRODUCTION: &str = "\
+Medians with the least and the greatest of all repeats, and how many those are. The controls should not
+differ between policies; a difference within the spread is none. The numbers of mms and interrupts are the
+kernel's own counts over all runs, of the whole system.
 ";
 
 const IPIS_INTRODUCTION: &str = "\
@@ -320,19 +384,15 @@ fn again(kind: &Kind) -> String {
 
 fn model_section(model: &model::Results) -> String {
     let machine = &model.machine;
-    let is_virtual = match machine.is_virtual {
-        Some(true) => "a virtual machine",
-        Some(false) => "no virtual machine",
-        None => "virtual or not is not known",
-    };
     let mut text = format!(
         "This is {}. A thread on each CPU borrows and gives back one mm, and does nothing else.\n\
          Shootdown and defer have the same hot path; both are measured.\n\n\
-         {}, {} CPUs ({is_virtual}), Linux {}; {} runs of {} trips per thread; load average before: {}.\n\n\
+         {}, {} CPUs ({}), Linux {}; {} runs of {} trips per thread; load average before: {}.\n\n\
          From `{}`; again: `{}`\n\n{}\n\n{}.\n",
         model.what,
         machine.cpu_model,
         machine.cpus,
+        machine.kind(),
         machine.host_kernel,
         model.repeat,
         model.trips,
@@ -470,6 +530,77 @@ fn commands(setting: &Setting, records: &[&Record]) -> Vec<String> {
     calls.into_iter().map(command).collect()
 }
 
+/// The boots of each policy, in the table's order.
+fn columns<'a, 'b>(boots: &'b Boots<'a>) -> Vec<(&'b str, Vec<&'a lab::Results>)> {
+    boots
+        .iter()
+        .map(|((_, policy), files)| (policy.as_str(), files.values().copied().collect()))
+        .collect()
+}
+
+/// A column for each policy.
+fn perf_section(setting: &lab::Setting, boots: &Boots<'_>, plot: &str) -> String {
+    let columns = columns(boots);
+    let mut text = format!("\n### Linux {}\n\n", setting.release);
+    if let Some(first) = columns.iter().find_map(|(_, boots)| boots.first()) {
+        let Machine {
+            cpu_model, cpus, ..
+        } = &first.machine;
+        text.push_str(&format!(
+            "{cpu_model}, {cpus} CPUs ({}), Linux {} {}, command line: `{}`\n\n",
+            first.machine.kind(),
+            setting.release,
+            setting.version,
+            setting.cmdline
+        ));
+    }
+    let files: Vec<String> = boots
+        .values()
+        .flat_map(BTreeMap::keys)
+        .map(|file| format!("`{file}`"))
+        .collect();
+    text.push_str(&format!("From {}\n\n", files.join(", ")));
+    let mut table = Table::new();
+    table.load_preset(comfy_table::presets::ASCII_MARKDOWN);
+    let names = columns.iter().map(|(policy, _)| *policy);
+    table.set_header(std::iter::once("").chain(names));
+    let mut row = |name: String, cell: &dyn Fn(&[&lab::Results]) -> Option<String>| {
+        let cells = columns.iter().map(|(_, boots)| match boots.is_empty() {
+            true => "missing".into(),
+            false => cell(boots).unwrap_or_else(|| "-".into()),
+        });
+        table.add_row(std::iter::once(name).chain(cells));
+    };
+    row("boots".into(), &|boots| Some(boots.len().to_string()));
+    for measure in &MEASURES {
+        row(format!("{}, {}", measure.what, measure.unit), &|boots| {
+            let (spread, count) = measure.spread(boots)?;
+            Some(format!("{} of {count}", spread.shown()))
+        });
+    }
+    row("least switches per trip".into(), &|boots| {
+        Some(format!("{:.2}", lab::switches_per_trip(boots)?))
+    });
+    for (name, counter) in [
+        ("final drops", "final_drops"),
+        ("lazy CPUs found", "found_lazy"),
+        ("CPUs interrupted for one mm", "ipis"),
+        ("CPUs interrupted in rounds", "round_ipis"),
+        ("saved by a TLB flush", "piggybacked"),
+    ] {
+        row(name.into(), &|boots| {
+            Some(lab::counted(boots, counter)?.to_string())
+        });
+    }
+    for column in table.column_iter_mut().skip(1) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    text.push_str(&format!(
+        "{table}\n\n![Medians, bars from the least to the greatest]({plot})\n"
+    ));
+    text
+}
+
 /// A line of a plot: its name, and what it has at some places of the axis.
 struct Line<'a> {
     name: &'a str,
@@ -543,16 +674,32 @@ fn page(
     Ok(svg)
 }
 
-/// One diagram over numbers of CPUs, all at the same distance; its axis ends at `top`, or above the
+/// What stands below a diagram, and at its places.
+struct Axis {
+    name: &'static str,
+    places: Vec<String>,
+}
+
+impl Axis {
+    fn of_cpus(cpus: &[usize]) -> Self {
+        Axis {
+            name: "CPUs",
+            places: cpus.iter().map(usize::to_string).collect(),
+        }
+    }
+}
+
+/// One diagram over places that are all at the same distance; its axis ends at `top`, or above the
 /// highest value.
 fn diagram(
     area: &Area<'_>,
     title: &str,
     unit: &str,
-    cpus: &[usize],
+    axis: &Axis,
     lines: &[Line<'_>],
     top: Option<f64>,
 ) -> Result<()> {
+    let places = &axis.places;
     let tops = lines.iter().flat_map(|line| &line.points);
     let tops = tops.map(|point| point.range.map_or(point.value, |(_, to)| to));
     let highest = tops.fold(0.0, f64::max);
@@ -564,21 +711,19 @@ fn diagram(
         .margin(10)
         .x_label_area_size(34)
         .y_label_area_size(58)
-        .build_cartesian_2d((0..cpus.len() - 1).into_segmented(), 0.0..top)?;
+        .build_cartesian_2d((0..places.len() - 1).into_segmented(), 0.0..top)?;
     chart
         .configure_mesh()
         .disable_x_mesh()
         .light_line_style(TRANSPARENT)
         .bold_line_style(RGBColor(220, 220, 220))
-        .x_labels(cpus.len() + 1)
+        .x_labels(places.len() + 1)
         .y_labels(6)
         .x_label_formatter(&|place| match place {
-            SegmentValue::CenterOf(place) => {
-                cpus.get(*place).map_or(String::new(), usize::to_string)
-            }
+            SegmentValue::CenterOf(place) => places.get(*place).cloned().unwrap_or_default(),
             _ => String::new(),
         })
-        .x_desc("CPUs")
+        .x_desc(axis.name)
         .y_desc(unit)
         .label_style(("sans-serif", 12))
         .axis_desc_style(("sans-serif", 12))
@@ -634,7 +779,7 @@ fn model_plot(model: &model::Results) -> Result<String> {
                 area,
                 "borrow and give back",
                 "ns per trip",
-                &cpus,
+                &Axis::of_cpus(&cpus),
                 &lines,
                 None,
             )
@@ -686,7 +831,37 @@ fn ipis_plot(setting: &Setting, section: &Section<'_>) -> Result<String> {
         // Percents are all on the same axis, with room for the points at the top.
         let top = unit.starts_with('%').then_some(105.0);
         let title = format!("{workload}: {what}");
-        diagram(area, &title, unit, &cpus, &lines, top)
+        diagram(area, &title, unit, &Axis::of_cpus(&cpus), &lines, top)
+    })
+}
+
+/// A diagram for each measure, with the policies side by side.
+fn perf_plot(setting: &lab::Setting, boots: &Boots<'_>) -> Result<String> {
+    let columns = columns(boots);
+    let policies: Vec<&str> = columns.iter().map(|(policy, _)| *policy).collect();
+    let axis = Axis {
+        name: "lazy_tlb=",
+        places: policies.iter().map(|policy| (*policy).to_owned()).collect(),
+    };
+    let title = format!("perf bench sched lazy-tlb, Linux {}", setting.release);
+    page(&title, &policies, PANEL, (4, 2), |index, area| {
+        let measure = &MEASURES[index];
+        let point = |place, (spread, _): (model::Spread, usize)| Point {
+            place,
+            value: spread.median,
+            range: Some((spread.min, spread.max)),
+        };
+        let lines = columns
+            .iter()
+            .enumerate()
+            .map(|(place, (name, boots))| Line {
+                name,
+                points: (measure.spread(boots).into_iter())
+                    .map(|spread| point(place, spread))
+                    .collect(),
+            });
+        let lines: Vec<Line<'_>> = lines.collect();
+        diagram(area, measure.what, measure.unit, &axis, &lines, None)
     })
 }
 
@@ -697,7 +872,10 @@ fn write(dir: &Path, written: &BTreeMap<String, String>) -> Result<()> {
     }
     for path in files(dir)? {
         let name = name_of(&path);
-        let plot = name == MODEL_PLOT || name.starts_with(IPIS) && name.ends_with(".svg");
+        let ours = [IPIS, lab::FILES]
+            .iter()
+            .any(|begin| name.starts_with(begin));
+        let plot = name == MODEL_PLOT || ours && name.ends_with(".svg");
         if plot && !written.contains_key(&name) {
             fs::remove_file(&path).with_context(|| format!("removing {}", path.display()))?;
         }
@@ -722,7 +900,11 @@ pub fn run(project: &Project, options: &Options) -> Result<()> {
     let mut reports = Vec::new();
     for dir in files(&results)?.into_iter().filter(|path| path.is_dir()) {
         let folder = Folder::load(&dir)?;
-        if folder.model.is_some() || !folder.kernel.is_empty() || !folder.ipis.is_empty() {
+        let measured = folder.model.is_some()
+            || !folder.kernel.is_empty()
+            || !folder.ipis.is_empty()
+            || !folder.perf.is_empty();
+        if measured {
             reports.push((dir, folder.write_up()?));
         }
     }
@@ -890,6 +1072,51 @@ mod tests {
     }
 
     #[test]
+    fn policies_stand_side_by_side_and_one_without_a_boot_is_missing() {
+        let file = |policy| {
+            let results = lab::tests::example(policy);
+            (results.file(), serde_json::to_string(&results).unwrap())
+        };
+        let boots = ["defer", "refcount"].map(file);
+        let boots = boots
+            .each_ref()
+            .map(|(name, text)| (name.as_str(), text.clone()));
+        let written = loaded(&boots).unwrap().write_up().unwrap();
+        let report = &written[REPORT];
+        let header = row(report, ["", "refcount", "shootdown"]);
+        assert_eq!(header[3], "defer");
+        let trips = row(
+            report,
+            [
+                "threads, pipes, 1000 trips/s",
+                "9.00 (9.00..9.00) of 2",
+                "missing",
+            ],
+        );
+        assert_eq!(trips[3], trips[1]);
+        row(report, ["threads, futexes, 1000 trips/s", "-", "missing"]);
+        row(report, ["CPUs interrupted for one mm", "6", "missing"]);
+        for words in [
+            "### Linux 7.3.4-lazy-tlb\n",
+            "`perf-x86_64-refcount-1767225600.json`",
+            "- perf bench of shootdown on Linux 7.3.4-lazy-tlb: boot it with `lazy_tlb=shootdown`",
+            "(perf-1.svg)",
+        ] {
+            assert!(report.contains(words), "{words}: {report}");
+        }
+        assert!(written["perf-1.svg"].contains("1000 trips/s"));
+        let (_, other) = file("shootdown");
+        let other = other.replace("\"#1 SMP\"", "\"#2 SMP\"");
+        let boots = [boots[0].clone(), ("perf-b.json", other)];
+        let report = super::tests::report(&boots);
+        assert_eq!(
+            report.matches("\n### Linux").count(),
+            2,
+            "another kernel: {report}"
+        );
+    }
+
+    #[test]
     fn a_file_that_nobody_here_writes_is_named() {
         let report = report(&[(model::FILE, model()), ("other.json", "{}".into())]);
         assert!(report.contains("## Not read\n\n- other.json\n"), "{report}");
@@ -902,6 +1129,7 @@ mod tests {
             ("ipis-a.json", "[]", "no record"),
             ("ipis-a.json", "[{\"policy\": \"defer\"}]", "arch"),
             (model::FILE, "{}", "what"),
+            ("perf-a.json", "{}", "lab --import"),
         ];
         for (name, content, why) in cases {
             let error = loaded(&[(name, content.into())]).err().unwrap();

@@ -19,8 +19,8 @@ use crate::series::{on_top, Changes, Patch, Selection, Series};
 use crate::{mail, setup, tree};
 
 /// The folders at the top level that are not the kernel's.
-const HOST: [&str; 8] = [
-    "xtask", "guest", "configs", "patches", "mutants", "results", ".ci", ".cargo",
+const HOST: [&str; 9] = [
+    "xtask", "guest", "configs", "patches", "mutants", "results", "lab", ".ci", ".cargo",
 ];
 /// The crate root whose `#[export]` entries may be unsafe.
 const ENTRIES: &str = "mm/lazy_tlb/lazy_tlb.rs";

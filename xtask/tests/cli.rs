@@ -4,9 +4,9 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
 
-const COMMANDS: [&str; 14] = [
+const COMMANDS: [&str; 15] = [
     "setup", "tree", "import", "apply", "build", "boot", "run", "test", "series", "tidy", "litmus",
-    "mutants", "report", "help",
+    "mutants", "lab", "report", "help",
 ];
 
 /// Runs xtask with a cache of its own and nothing from the surroundings.
@@ -48,7 +48,10 @@ fn every_command_helps_with_a_sentence_and_an_example() {
 
 #[test]
 fn wrong_usage_is_2() {
-    let cases: [&[&str]; 10] = [
+    let cases: [&[&str]; 13] = [
+        &["lab"],
+        &["lab", "--config", "/nonexistent/config"],
+        &["lab", "--import", "/dev/null"],
         &["no-such-command"],
         &["tree"],
         &["apply"],
