@@ -445,7 +445,7 @@ pub struct Group<'a> {
 }
 
 /// What [`Group::cells()`] are called.
-pub const CELLS: [&str; 10] = [
+pub const CELLS: [&str; 11] = [
     "exits",
     "IPIs per 1000 exits",
     "scanned per exit",
@@ -454,6 +454,7 @@ pub const CELLS: [&str; 10] = [
     "precision %",
     "rounds",
     "round IPIs",
+    "all IPIs, % of unconditional",
     "max waiting",
     "longest wait ms",
 ];
@@ -501,13 +502,23 @@ impl Group<'_> {
     }
 
     /// What a table has of it, as [`CELLS`] calls it; a time that an emulator made is marked.
-    pub fn cells(&self) -> Vec<String> {
+    /// `rows` are those among which the policy to compare with is looked for.
+    pub fn cells<'b>(&self, mut rows: impl Iterator<Item = &'b Group<'b>>) -> Vec<String> {
         let mut cells = vec![self.sum(|r| r.exits).to_string()];
         if self.counts_nothing() {
             cells.resize(CELLS.len(), "-".into());
             return cells;
         }
         let longest = self.max(|r| r.longest_wait_ms);
+        let cpus = |group: &Group<'_>| group.max(|r| r.cpus as u64);
+        let all = rows.find(|other| {
+            let same = other.workload == self.workload && cpus(other) == cpus(self);
+            same && other.policy == "unconditional"
+        });
+        let share = || {
+            let all = all?.all_ipis_per_1000_exits().filter(|&all| all > 0.0)?;
+            Some(self.all_ipis_per_1000_exits()? * 100.0 / all)
+        };
         cells.extend([
             shown(self.ipis_per_1000_exits()),
             shown(self.scanned_per_exit()),
@@ -516,6 +527,7 @@ impl Group<'_> {
             shown(self.precision()),
             self.sum(|r| r.batched_rounds).to_string(),
             self.sum(|r| r.batched_ipis).to_string(),
+            shown(share()),
             self.max(|r| r.max_waiting).to_string(),
             match self.emulated() {
                 true => format!("{longest} (emulated)"),
@@ -556,9 +568,10 @@ fn table(records: &[&Record]) -> String {
     table.load_preset(comfy_table::presets::ASCII_MARKDOWN);
     let names = ["workload", "policy"].map(String::from);
     table.set_header(names.into_iter().chain(CELLS.map(String::from)));
-    for group in groups(records) {
+    let groups = groups(records);
+    for group in &groups {
         let names = [group.workload, group.policy].map(String::from);
-        table.add_row(names.into_iter().chain(group.cells()));
+        table.add_row(names.into_iter().chain(group.cells(groups.iter())));
     }
     for column in table.column_iter_mut().skip(2) {
         column.set_cell_alignment(CellAlignment::Right);

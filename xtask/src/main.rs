@@ -185,8 +185,12 @@ enum Bench {
         json: Option<PathBuf>,
     },
     /// What a lazy TLB borrow and a final drop cost in the kernel, by its own benchmark.
-    #[command(after_help = "Example: cargo xtask bench kernel --arch um --cpus 2")]
-    Kernel {
+    // Its own arguments are a group that is called Kernel.
+    #[command(
+        name = "kernel",
+        after_help = "Example: cargo xtask bench kernel --arch um --cpus 2"
+    )]
+    InKernel {
         #[command(flatten)]
         kernel: Kernel,
         #[command(flatten)]
@@ -342,7 +346,7 @@ fn run(cli: Cli) -> Result<Exit> {
         }
         Command::Bench {
             bench:
-                Some(Bench::Kernel {
+                Some(Bench::InKernel {
                     kernel,
                     options,
                     json,

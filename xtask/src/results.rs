@@ -470,7 +470,7 @@ fn ipis_section(setting: &Setting, section: &Section<'_>, plot: &str) -> String 
             distinct(records().map(|record| record.seed)),
             distinct(records().map(|record| record.kernel.as_str())),
         ];
-        table.add_row(names.into_iter().chain(row.cells()));
+        table.add_row(names.into_iter().chain(row.cells(section.rows.values())));
     }
     for (index, column) in table.column_iter_mut().enumerate() {
         if ![0, 2, 5].contains(&index) {

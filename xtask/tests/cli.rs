@@ -35,6 +35,12 @@ fn every_command_helps_with_a_sentence_and_an_example() {
         assert_eq!(exit, 0, "{command}");
         assert!(words.contains("Example: cargo xtask"), "{command}: {words}");
     }
+    for bench in ["ipis", "kernel", "model"] {
+        let (exit, words) = exit_and_words(&["bench", bench, "--help"]);
+        assert_eq!(exit, 0, "{bench}");
+        let example = format!("Example: cargo xtask bench {bench}");
+        assert!(words.contains(&example), "{words}");
+    }
     let (exit, words) = exit_and_words(&["--help"]);
     assert_eq!(exit, 0);
     assert!(
