@@ -100,20 +100,12 @@ static const char * const slab_name[] = { "mm_struct", "pgd_cache" };
 /* Objects in use of each; -1 where the kernel does not say. */
 static void slabs_read(long *objects)
 {
-	static char buf[64 * 1024];
-	char path[64];
 	size_t i;
 
 	for (i = 0; i < NR_SLABS; i++) {
-		/* Free objects that a CPU keeps for itself count as used. */
-		snprintf(path, sizeof(path), "/sys/kernel/slab/%s/shrink", slab_name[i]);
-		lazy_write_file(path, "1");
+		lazy_slab_shrink(slab_name[i]);
+		objects[i] = lazy_slab_objects(slab_name[i]);
 	}
-	if (!lazy_read_file("/proc/slabinfo", buf, sizeof(buf)))
-		buf[0] = '\0';
-	for (i = 0; i < NR_SLABS; i++)
-		if (!lazy_field(buf, slab_name[i], &objects[i]))
-			objects[i] = -1;
 }
 
 /* ---- how many mms wait, over time ---------------------------------------- */

@@ -10,8 +10,6 @@
 #include <signal.h>
 #include <sys/prctl.h>
 
-#define EXEC_ARG	"--exec-target"
-
 enum action {
 	EXIT_AT_ONCE,
 	EXIT_ELSEWHERE,
@@ -51,16 +49,6 @@ FIXTURE_TEARDOWN(churn)
 }
 
 static struct lazy_crowd crowd;
-
-static void exec_target(int code)
-{
-	char text[16];
-	char *const argv[] = { "churn", EXEC_ARG, text, NULL };
-
-	snprintf(text, sizeof(text), "%d", code);
-	execv("/proc/self/exe", argv);
-	lazy_fail("exec: %s", strerror(errno));
-}
 
 static void *exit_from_thread(void *code)
 {
@@ -103,10 +91,10 @@ static void act(const struct lazy_cpus *cpus, enum action action, int code, unsi
 	case EXEC_WITH_CROWD:
 		lazy_crowd_start(&crowd, cpus, cpus->nr - 1);
 		go_anywhere(cpus, seed);
-		exec_target(code);
+		lazy_exec_self(code);
 		break;
 	default:
-		exec_target(code);
+		lazy_exec_self(code);
 	}
 	_exit(code);
 }
@@ -121,7 +109,7 @@ static pid_t start(const struct lazy_cpus *cpus, enum action action, int code, u
 	if (action == VFORK_EXEC) {
 		pid = vfork();
 		if (!pid)
-			exec_target(code);
+			lazy_exec_self(code);
 		return pid;
 	}
 	pid = fork();
@@ -153,25 +141,6 @@ static void worker(const struct lazy_cpus *cpus, unsigned int seed, struct tally
 		atomic_fetch_add(&tally->actions[action], 1);
 	}
 	_exit(0);
-}
-
-/* Objects of mm_struct's cache in use, -1 where it cannot be known. */
-static long mm_structs(void)
-{
-	char line[512];
-	long active = -1;
-	FILE *f = fopen("/proc/slabinfo", "r");
-
-	if (!f)
-		return -1;
-	while (fgets(line, sizeof(line), f)) {
-		if (!strncmp(line, "mm_struct ", 10)) {
-			active = strtol(line + 10, NULL, 10);
-			break;
-		}
-	}
-	fclose(f);
-	return active;
 }
 
 /* Churn for so long, and until there were so many exits. */
@@ -225,14 +194,14 @@ TEST_F_TIMEOUT(churn, no_leak, LAZY_TIMEOUT)
 	long before, after;
 	double end;
 
-	before = mm_structs();
+	before = lazy_slab_objects("mm_struct");
 	if (before < 0)
 		SKIP(return, "no mm_struct in /proc/slabinfo");
 	churn(_metadata, &self->t, self->tally, 0, 2 * room);
 	/* A policy that defers frees the last ones after a second or two. */
 	end = lazy_now() + 20;
 	do {
-		after = mm_structs();
+		after = lazy_slab_objects("mm_struct");
 		if (after - before < room)
 			break;
 		lazy_sleep_us(100000);
@@ -244,7 +213,6 @@ TEST_F_TIMEOUT(churn, no_leak, LAZY_TIMEOUT)
 
 int main(int argc, char **argv)
 {
-	if (argc == 3 && !strcmp(argv[1], EXEC_ARG))
-		return strtol(argv[2], NULL, 10);
+	lazy_exec_target(argc, argv);
 	return test_harness_run(argc, argv);
 }

@@ -9,7 +9,6 @@
 #include "harness.h"
 
 /* What this program returns when it is exec'ed to replace a dying mm. */
-#define EXEC_ARG	"--exec-target"
 #define EXEC_CODE	42
 
 FIXTURE(exit)
@@ -123,7 +122,6 @@ static bool found_remote(long *remote)
 
 static void leave_lazies_and_end(const struct lazy_cpus *cpus, void *arg)
 {
-	char *const exec_argv[] = { "exit", EXEC_ARG, NULL };
 	const struct job *job = arg;
 	struct lazy_self base, s;
 
@@ -136,10 +134,8 @@ static void leave_lazies_and_end(const struct lazy_cpus *cpus, void *arg)
 	else
 		lazy_occupy(&crowd, cpus, cpus->nr - 1, job->how, &s);
 	lazy_check_counts(job->refcount, &base, "before the end");
-	if (job->exec) {
-		execv("/proc/self/exe", exec_argv);
-		lazy_fail("exec: %s", strerror(errno));
-	}
+	if (job->exec)
+		lazy_exec_self(EXEC_CODE);
 	if (job->unmap)
 		lazy_unmap_everything();
 }
@@ -320,7 +316,6 @@ TEST_F_TIMEOUT(exit, killed_threads_are_not_flushed, LAZY_TIMEOUT)
 
 int main(int argc, char **argv)
 {
-	if (argc == 2 && !strcmp(argv[1], EXEC_ARG))
-		return EXEC_CODE;
+	lazy_exec_target(argc, argv);
 	return test_harness_run(argc, argv);
 }

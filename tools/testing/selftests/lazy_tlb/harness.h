@@ -6,12 +6,16 @@
 #include "kselftest_harness.h"
 #include "lazy_tlb.h"
 
-/* Generous: an emulated, instrumented kernel is slow. */
-#define LAZY_TIMEOUT	240
+/*
+ * Generous: an emulated, instrumented kernel is slow. Read when the program
+ * starts, so that a test which is asked to run for long may.
+ */
+#define LAZY_TIMEOUT	((int)(240 + lazy_env("LAZY_TLB_SECONDS", 0)))
 
 struct lazy_test {
 	struct lazy_cpus cpus;
 	long taint;
+	bool known;		/* there is a policy to be read */
 	bool refcount;
 	unsigned int seed;
 };
@@ -24,18 +28,18 @@ static inline void lazy_setup(struct __test_metadata *_metadata,
 			      struct lazy_test *t, bool need_debugfs)
 {
 	char policy[32];
-	bool known = lazy_policy(policy, sizeof(policy));
 
+	t->known = lazy_policy(policy, sizeof(policy));
 	t->taint = lazy_taint();
 	ASSERT_LE(0, t->taint);
 	t->seed = lazy_env("LAZY_TLB_SEED", getpid() ^ time(NULL));
-	t->refcount = known && !strcmp(policy, "refcount");
-	if (need_debugfs && !known)
+	t->refcount = t->known && !strcmp(policy, "refcount");
+	if (need_debugfs && !t->known)
 		SKIP(return, "no " LAZY_TLB_DIR "policy");
 	if (lazy_cpus_get(&t->cpus) < 2)
 		SKIP(return, "needs two CPUs");
 	TH_LOG("policy %s, %d CPUs, LAZY_TLB_SEED=%u",
-	       known ? policy : "unknown", t->cpus.nr, t->seed);
+	       t->known ? policy : "unknown", t->cpus.nr, t->seed);
 }
 
 static inline void lazy_teardown(struct __test_metadata *_metadata,

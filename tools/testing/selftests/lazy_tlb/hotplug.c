@@ -34,30 +34,15 @@ FIXTURE_VARIANT_ADD(hotplug, died)
 	.how = LAZY_DIE,
 };
 
-static bool set_online(int cpu, bool online)
-{
-	char path[64];
-
-	snprintf(path, sizeof(path), "/sys/devices/system/cpu/cpu%d/online", cpu);
-	return lazy_write_file(path, online ? "1" : "0");
-}
-
 static void setup(struct __test_metadata *_metadata, struct lazy_test *t,
 		  struct lazy_cpus *can)
 {
-	char path[64];
-	int i, cpu;
-
 	lazy_setup(_metadata, t, true);
 	if (_metadata->exit_code)
 		return;
-	for (i = 1; i < t->cpus.nr; i++) {
-		cpu = t->cpus.cpu[i];
-		snprintf(path, sizeof(path), "/sys/devices/system/cpu/cpu%d/online", cpu);
-		if (!access(path, W_OK))
-			can->cpu[can->nr++] = cpu;
-	}
-	if (!can->nr)
+	if (!lazy_env("LAZY_TLB_HOTPLUG", true))
+		SKIP(return, "LAZY_TLB_HOTPLUG=0");
+	if (!lazy_cpus_can_offline(&t->cpus, can))
 		SKIP(return, "no CPU can be taken offline");
 }
 
@@ -67,7 +52,7 @@ static void teardown(struct __test_metadata *_metadata, const struct lazy_test *
 	int i;
 
 	for (i = 0; i < can->nr; i++)
-		EXPECT_TRUE(set_online(can->cpu[i], true));
+		EXPECT_TRUE(lazy_set_online(can->cpu[i], true));
 	lazy_teardown(_metadata, t);
 }
 
@@ -104,7 +89,7 @@ static void offline_and_end(const struct lazy_cpus *cpus, void *arg)
 	if (!lazy_self(&base))
 		lazy_fail("cannot read " LAZY_TLB_DIR "self");
 	lazy_occupy(&crowd, cpus, cpus->nr - 1, job->how, &s);
-	if (!set_online(job->victim, false))
+	if (!lazy_set_online(job->victim, false))
 		lazy_fail("cannot take CPU %d offline: %s", job->victim, strerror(errno));
 	if (!lazy_self(&s))
 		lazy_fail("cannot read " LAZY_TLB_DIR "self");
@@ -112,7 +97,7 @@ static void offline_and_end(const struct lazy_cpus *cpus, void *arg)
 		lazy_fail("CPU %d is offline, but %ld of %d CPUs are lazy",
 			  job->victim, s.lazy_cpus, cpus->nr - 1);
 	lazy_check_counts(job->refcount, &base, "with a CPU offline");
-	if (job->back && !set_online(job->victim, true))
+	if (job->back && !lazy_set_online(job->victim, true))
 		lazy_fail("cannot bring CPU %d back: %s", job->victim, strerror(errno));
 }
 
@@ -127,7 +112,7 @@ TEST_F_TIMEOUT(hotplug, offline_lazy, LAZY_TIMEOUT)
 		status = lazy_run(&self->t.cpus, offline_and_end, &job);
 		lazy_assert_exited(_metadata, status, 0);
 		if (!job.back)
-			ASSERT_TRUE(set_online(job.victim, true));
+			ASSERT_TRUE(lazy_set_online(job.victim, true));
 	}
 }
 
@@ -158,12 +143,6 @@ FIXTURE_TEARDOWN(hotplug_churn)
 	teardown(_metadata, &self->t, &self->can);
 }
 
-/* If the CPU is offline, the process stays where it is, which is as good. */
-static void go_somewhere(const struct lazy_cpus *cpus, unsigned int *seed)
-{
-	lazy_pin(0, cpus->cpu[lazy_random(seed) % cpus->nr]);
-}
-
 static void fork_roam_exit(const struct lazy_cpus *cpus, unsigned int seed,
 			   struct tally *tally)
 {
@@ -173,11 +152,11 @@ static void fork_roam_exit(const struct lazy_cpus *cpus, unsigned int seed,
 	/* A test that was given up must not go on churning. */
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
 	while (!atomic_load(&tally->stop)) {
-		go_somewhere(cpus, &seed);
+		lazy_go_somewhere(cpus, &seed);
 		pid = fork();
 		if (!pid) {
 			for (i = 0; i < 3; i++)
-				go_somewhere(cpus, &seed);
+				lazy_go_somewhere(cpus, &seed);
 			_exit(0);
 		}
 		if (pid < 0 || waitpid(pid, &status, 0) != pid)
@@ -208,7 +187,7 @@ TEST_F_TIMEOUT(hotplug_churn, fork_roam_exit, LAZY_TIMEOUT)
 		cpu = self->can.cpu[i % self->can.nr];
 		for (online = 0; online < 2; online++) {
 			seen = atomic_load(&tally->exits);
-			ASSERT_TRUE(set_online(cpu, online))
+			ASSERT_TRUE(lazy_set_online(cpu, online))
 				TH_LOG("CPU %d: %s", cpu, strerror(errno));
 			/* Some must have exited meanwhile and since. */
 			limit = lazy_now() + 30;

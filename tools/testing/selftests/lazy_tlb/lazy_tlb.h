@@ -251,6 +251,39 @@ static inline long lazy_irqs(const char * const *texts)
 	return sum;
 }
 
+/* How many mms wait for lazy CPUs, by the policy that defers; -1 if unknown. */
+static inline long lazy_waiting(void)
+{
+	long deferred, reaped, flushed;
+
+	if (!lazy_vmstat("lazy_tlb_deferred", &deferred) ||
+	    !lazy_vmstat("lazy_tlb_reaped", &reaped) ||
+	    !lazy_vmstat("lazy_tlb_flushed", &flushed))
+		return -1;
+	return deferred - reaped - flushed;
+}
+
+/* Free objects that a CPU keeps for itself count as used: have them given up. */
+static inline bool lazy_slab_shrink(const char *name)
+{
+	char path[64];
+
+	snprintf(path, sizeof(path), "/sys/kernel/slab/%s/shrink", name);
+	return lazy_write_file(path, "1");
+}
+
+/* Objects of a slab cache in use, -1 where it cannot be known. */
+static inline long lazy_slab_objects(const char *name)
+{
+	static char buf[64 * 1024];
+	long objects;
+
+	if (!lazy_read_file("/proc/slabinfo", buf, sizeof(buf)) ||
+	    !lazy_field(buf, name, &objects))
+		return -1;
+	return objects;
+}
+
 /* ---- CPUs ------------------------------------------------------------ */
 
 static inline bool lazy_pin(pid_t tid, int cpu)
@@ -282,7 +315,58 @@ static inline int lazy_cpus_get(struct lazy_cpus *cpus)
 	return cpus->nr;
 }
 
+static inline bool lazy_set_online(int cpu, bool online)
+{
+	char path[64];
+
+	snprintf(path, sizeof(path), "/sys/devices/system/cpu/cpu%d/online", cpu);
+	return lazy_write_file(path, online ? "1" : "0");
+}
+
+/* Those of @cpus that can be taken offline, home excepted. */
+static inline int lazy_cpus_can_offline(const struct lazy_cpus *cpus,
+					struct lazy_cpus *can)
+{
+	char path[64];
+	int i;
+
+	can->nr = 0;
+	for (i = 1; i < cpus->nr; i++) {
+		snprintf(path, sizeof(path), "/sys/devices/system/cpu/cpu%d/online",
+			 cpus->cpu[i]);
+		if (!access(path, W_OK))
+			can->cpu[can->nr++] = cpus->cpu[i];
+	}
+	return can->nr;
+}
+
+/* If the CPU is offline, the caller stays where it is, which is as good. */
+static inline void lazy_go_somewhere(const struct lazy_cpus *cpus, unsigned int *seed)
+{
+	lazy_pin(0, cpus->cpu[lazy_random(seed) % cpus->nr]);
+}
+
 /* ---- processes ------------------------------------------------------- */
+
+#define LAZY_EXEC_ARG	"--exec-target"
+
+/* Replace the calling process by this program, which ends at once with @code. */
+static inline void lazy_exec_self(int code)
+{
+	char text[16];
+	char *const argv[] = { "lazy_tlb", LAZY_EXEC_ARG, text, NULL };
+
+	snprintf(text, sizeof(text), "%d", code);
+	execv("/proc/self/exe", argv);
+	lazy_fail("exec: %s", strerror(errno));
+}
+
+/* For main(): does not return if lazy_exec_self() has started this program. */
+static inline void lazy_exec_target(int argc, char **argv)
+{
+	if (argc == 3 && !strcmp(argv[1], LAZY_EXEC_ARG))
+		exit(strtol(argv[2], NULL, 10));
+}
 
 /*
  * Run @fn in a process of its own, born on cpus->cpu[0] so that no other CPU
@@ -350,6 +434,7 @@ struct lazy_helper {
 struct lazy_crowd {
 	int nr;
 	bool once;		/* helpers exit instead of blocking */
+	bool anywhere;		/* CPUs may be offline: helpers stay elsewhere */
 	atomic_int arrived;
 	atomic_uint gate;	/* futex: helpers sleep until it moves */
 	struct lazy_helper helper[LAZY_MAX_CPUS];
@@ -367,7 +452,7 @@ static inline void *lazy_helper_fn(void *arg)
 	unsigned int seen;
 
 	h->tid = syscall(SYS_gettid);
-	if (!lazy_pin(0, h->cpu))
+	if (!lazy_pin(0, h->cpu) && !crowd->anywhere)
 		lazy_fail("cannot run on CPU %d: %s", h->cpu, strerror(errno));
 	do {
 		seen = atomic_load(&crowd->gate);

@@ -1,0 +1,1381 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Much at once of what makes CPUs lazy on an mm or ends one: exec, threads that
+ * exit, kills, core dumps, ptrace(2), membarrier(2), CPU hotplug and others. Each
+ * ingredient is done by a process of its own, some of them at a time, in an
+ * order drawn from a seed. In the end no process, no reference and no mm may be
+ * left.
+ *
+ * LAZY_TLB_SEED repeats a run, LAZY_TLB_SECONDS makes it longer, and
+ * LAZY_TLB_TORTURE=name,name leaves out all other ingredients. What disturbs the
+ * whole machine, CPU hotplug and the OOM killer, is done where the kernel has
+ * lazy TLB policies, or with LAZY_TLB_HOTPLUG=1 and LAZY_TLB_OOM=1; 0 prevents
+ * it.
+ *
+ * kthread_use_mm() is not in here: its users need hardware or drivers. The KUnit
+ * suite has it.
+ */
+#include "race.h"
+
+#include <assert.h>
+#include <dirent.h>
+#include <linux/io_uring.h>
+#include <signal.h>
+#include <sys/mount.h>
+#include <sys/prctl.h>
+#include <sys/ptrace.h>
+#include <sys/stat.h>
+
+#ifndef SYS_pidfd_open
+#define SYS_pidfd_open		434
+#endif
+#ifndef SYS_process_mrelease
+#define SYS_process_mrelease	448
+#endif
+#ifndef SYS_io_uring_setup
+#define SYS_io_uring_setup	425
+#endif
+
+#define MAX_INGREDIENTS	32
+
+/* What is counted, for all ingredients together. */
+enum event {
+	EXITS,
+	EXECS,
+	THREADS,
+	UNMAPS,
+	KILLS,
+	MRELEASES,
+	CORES,
+	TRACES,
+	BARRIERS,
+	HOTPLUGS,
+	OOMS,
+	TOGGLES,
+	RINGS,
+	NR_EVENTS
+};
+
+static const char * const event_name[NR_EVENTS] = {
+	[EXITS] = "exits",
+	[EXECS] = "execs",
+	[THREADS] = "thread exits",
+	[UNMAPS] = "unmaps",
+	[KILLS] = "kills",
+	[MRELEASES] = "mreleases",
+	[CORES] = "cores",
+	[TRACES] = "traces",
+	[BARRIERS] = "membarriers",
+	[HOTPLUGS] = "hotplug cycles",
+	[OOMS] = "OOM kills",
+	[TOGGLES] = "toggles",
+	[RINGS] = "rings",
+};
+
+/* Shared by all processes. */
+struct tally {
+	atomic_long events[NR_EVENTS];
+	atomic_long units[MAX_INGREDIENTS];
+	atomic_bool stop;
+};
+
+/* Files that switch a static key. */
+static const char * const key_file[] = {
+	"/proc/sys/kernel/timer_migration",
+	"/proc/sys/kernel/sched_schedstats",
+};
+
+/* Control groups, in one of their two versions. */
+struct memcg {
+	char dir[PATH_MAX];	/* empty: there is none */
+	const char *limit;
+	bool mounted;		/* by this test */
+	bool enabled;		/* by this test */
+	char root[PATH_MAX - 64];
+};
+
+/* The same for all processes of a test, set before the first one starts. */
+static struct {
+	struct lazy_cpus cpus;
+	struct lazy_cpus can;	/* CPUs that can be taken offline */
+	struct tally *tally;
+	bool known;		/* the policy */
+	char dir[32];		/* for files */
+	char key[ARRAY_SIZE(key_file)][16];	/* what was there before */
+	struct memcg memcg;
+} storm;
+
+static void count(enum event event, long nr)
+{
+	atomic_fetch_add(&storm.tally->events[event], nr);
+}
+
+/* ---- processes ------------------------------------------------------- */
+
+/* Where the parent ends so does the child: a given up test leaves nothing. */
+static pid_t spawn(void)
+{
+	pid_t parent = getpid();
+	pid_t pid = fork();
+
+	if (pid < 0)
+		lazy_fail("fork: %s", strerror(errno));
+	if (!pid) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		if (getppid() != parent)
+			_exit(1);
+	}
+	return pid;
+}
+
+static int reap(pid_t pid)
+{
+	int status;
+
+	if (waitpid(pid, &status, 0) != pid)
+		lazy_fail("waitpid: %s", strerror(errno));
+	count(EXITS, 1);
+	return status;
+}
+
+static void reap_exited(pid_t pid, int code, const char *what)
+{
+	int status = reap(pid);
+
+	if (!WIFEXITED(status) || WEXITSTATUS(status) != code)
+		lazy_fail("%s: ended with %#x, not with code %d", what, status, code);
+}
+
+static void check_killed(int status, const char *what)
+{
+	if (!WIFSIGNALED(status) || WTERMSIG(status) != SIGKILL)
+		lazy_fail("%s: ended with %#x, not killed", what, status);
+	count(KILLS, 1);
+}
+
+static void reap_killed(pid_t pid, const char *what)
+{
+	check_killed(reap(pid), what);
+}
+
+/* Tell a process that waits in await(), or be told. */
+static void tell(int fd)
+{
+	if (!lazy_write(fd, "x", 1))
+		lazy_fail("write: %s", strerror(errno));
+}
+
+/* False if the other side is gone. */
+static bool await(int fd)
+{
+	char byte;
+	ssize_t n;
+
+	do {
+		n = read(fd, &byte, 1);
+	} while (n < 0 && errno == EINTR);
+	return n == 1;
+}
+
+static void make_pipe(int fds[2])
+{
+	if (pipe2(fds, O_CLOEXEC))
+		lazy_fail("pipe: %s", strerror(errno));
+}
+
+static void go_somewhere(unsigned int *seed)
+{
+	lazy_go_somewhere(&storm.cpus, seed);
+}
+
+static bool one_of(unsigned int *seed, unsigned int nr)
+{
+	return lazy_random(seed) % nr == 0;
+}
+
+static struct lazy_crowd crowd;
+
+/* Threads that are blocked on some other CPUs, or on none. */
+static void start_crowd(unsigned int *seed)
+{
+	crowd.anywhere = true;
+	lazy_crowd_start(&crowd, &storm.cpus, lazy_random(seed) % storm.cpus.nr);
+}
+
+static atomic_bool mapper_stops;
+
+/* Page tables come and go; what they map is protected in between. */
+static void *map_and_unmap(void *arg)
+{
+	size_t page = sysconf(_SC_PAGESIZE);
+	size_t span = page / 8 * page, size = 3 * span;
+	char *area;
+	int i;
+
+	(void)arg;
+	do {
+		area = mmap(NULL, size, PROT_READ | PROT_WRITE,
+			    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+		if (area == MAP_FAILED)
+			lazy_fail("mmap: %s", strerror(errno));
+		/* EINVAL: a kernel without huge pages, which is as good. */
+		if (madvise(area, size, MADV_NOHUGEPAGE) && errno != EINVAL)
+			lazy_fail("MADV_NOHUGEPAGE: %s", strerror(errno));
+		for (i = 0; i < 3; i++)
+			area[i * span] = 1;
+		if (mprotect(area, span, PROT_READ) || munmap(area, span) ||
+		    munmap(area + span, size - span))
+			lazy_fail("mprotect or munmap: %s", strerror(errno));
+		count(UNMAPS, 2);
+	} while (!atomic_load(&mapper_stops));
+	return NULL;
+}
+
+static void start_mapper(pthread_t *thread)
+{
+	if (pthread_create(thread, NULL, map_and_unmap, NULL))
+		lazy_fail("pthread_create failed");
+}
+
+/* Has memory and threads to lose, and does not end by itself. */
+static void __attribute__((noreturn)) big_process(unsigned int *seed)
+{
+	pthread_t mapper;
+
+	if (mmap(NULL, 1 << 20, PROT_READ | PROT_WRITE,
+		 MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0) == MAP_FAILED)
+		lazy_fail("mmap: %s", strerror(errno));
+	start_crowd(seed);
+	if (one_of(seed, 2))
+		start_mapper(&mapper);
+	for (;;) {
+		go_somewhere(seed);
+		lazy_sleep_us(lazy_random(seed) % 2000);
+	}
+}
+
+/* ---- ingredients ------------------------------------------------------ */
+
+/*
+ * A unit returns false if nothing came of it, which does no harm but does not
+ * count either.
+ */
+struct ingredient {
+	const char *name;
+	/* Why this kernel or this machine cannot have it, or NULL. */
+	const char *(*lacks)(int arg);
+	bool (*unit)(unsigned int *seed, int arg);
+	int arg;
+};
+
+static bool unit_exec(unsigned int *seed, int arg)
+{
+	int code = 3 + lazy_random(seed) % 100;
+	pid_t pid;
+
+	(void)arg;
+	go_somewhere(seed);
+	pid = spawn();
+	if (!pid) {
+		if (one_of(seed, 2))
+			start_crowd(seed);
+		go_somewhere(seed);
+		lazy_exec_self(code);
+	}
+	reap_exited(pid, code, "exec");
+	count(EXECS, 1);
+	return true;
+}
+
+/* By itself, so that nothing the caller keeps in registers depends on vfork(). */
+static __attribute__((noinline)) pid_t vfork_exec(int code)
+{
+	pid_t pid = vfork();
+
+	if (!pid)
+		lazy_exec_self(code);
+	return pid;
+}
+
+static bool unit_vfork(unsigned int *seed, int arg)
+{
+	int code = 3 + lazy_random(seed) % 100;
+	pid_t pid;
+
+	(void)arg;
+	go_somewhere(seed);
+	pid = vfork_exec(code);
+	if (pid < 0)
+		lazy_fail("vfork: %s", strerror(errno));
+	reap_exited(pid, code, "vfork");
+	count(EXECS, 1);
+	return true;
+}
+
+static void exit_while_unmapping(unsigned int *seed)
+{
+	int rounds = 1 + lazy_random(seed) % 4;
+	pthread_t mapper;
+	int i;
+
+	start_mapper(&mapper);
+	crowd.once = true;
+	crowd.anywhere = true;
+	while (rounds--) {
+		lazy_crowd_start(&crowd, &storm.cpus, storm.cpus.nr - 1);
+		go_somewhere(seed);
+		for (i = 0; i < crowd.nr; i++)
+			pthread_join(crowd.helper[i].thread, NULL);
+		count(THREADS, crowd.nr);
+	}
+	/* Or else in the middle of an unmapping. */
+	if (one_of(seed, 2)) {
+		atomic_store(&mapper_stops, true);
+		pthread_join(mapper, NULL);
+	}
+}
+
+static bool unit_exit_unmap(unsigned int *seed, int arg)
+{
+	pid_t pid;
+
+	(void)arg;
+	go_somewhere(seed);
+	pid = spawn();
+	if (!pid) {
+		exit_while_unmapping(seed);
+		_exit(0);
+	}
+	reap_exited(pid, 0, "exit_unmap");
+	return true;
+}
+
+/* All children of the caller, and those whose parents did not wait for them. */
+static void reap_all(const char *what)
+{
+	int status;
+
+	while (wait(&status) > 0) {
+		if (status)
+			lazy_fail("%s: a process ended with %#x", what, status);
+		count(EXITS, 1);
+	}
+}
+
+static void __attribute__((noreturn)) bomb(int depth, unsigned int seed)
+{
+	int i;
+	pid_t pid;
+
+	for (i = 0; depth && i < 2; i++) {
+		go_somewhere(&seed);
+		/* These may outlive their parent. They end soon enough. */
+		pid = fork();
+		if (pid < 0)
+			lazy_fail("fork: %s", strerror(errno));
+		if (!pid)
+			bomb(depth - 1, seed + i);
+	}
+	if (one_of(&seed, 2))
+		reap_all("fork_bomb");
+	_exit(0);
+}
+
+static bool unit_fork_bomb(unsigned int *seed, int arg)
+{
+	int depth = 2 + lazy_random(seed) % 3;
+	pid_t pid;
+
+	(void)arg;
+	pid = spawn();
+	if (!pid)
+		bomb(depth, *seed);
+	reap_all("fork_bomb");
+	return true;
+}
+
+static pid_t start_big(unsigned int *seed)
+{
+	pid_t pid;
+
+	go_somewhere(seed);
+	pid = spawn();
+	if (!pid)
+		big_process(seed);
+	/* At once as well. */
+	if (!one_of(seed, 4))
+		lazy_sleep_us(lazy_random(seed) % 20000);
+	return pid;
+}
+
+static bool unit_kill(unsigned int *seed, int arg)
+{
+	pid_t pid = start_big(seed);
+
+	(void)arg;
+	if (kill(pid, SIGKILL))
+		lazy_fail("kill: %s", strerror(errno));
+	reap_killed(pid, "kill");
+	return true;
+}
+
+static const char *lacks_mrelease(int arg)
+{
+	int fd = syscall(SYS_pidfd_open, getpid(), 0);
+
+	(void)arg;
+	if (fd < 0)
+		return "no pidfd_open(2)";
+	close(fd);
+	if (syscall(SYS_process_mrelease, -1, 0) && errno == ENOSYS)
+		return "no process_mrelease(2)";
+	return NULL;
+}
+
+static bool unit_mrelease(unsigned int *seed, int arg)
+{
+	pid_t pid = start_big(seed);
+	int pidfd = syscall(SYS_pidfd_open, pid, 0);
+
+	(void)arg;
+	if (pidfd < 0 || kill(pid, SIGKILL))
+		lazy_fail("pidfd_open or kill: %s", strerror(errno));
+	if (!syscall(SYS_process_mrelease, pidfd, 0))
+		count(MRELEASES, 1);
+	else if (errno != ESRCH && errno != EAGAIN)
+		/* It may be gone already. */
+		lazy_fail("process_mrelease: %s", strerror(errno));
+	close(pidfd);
+	reap_killed(pid, "mrelease");
+	return true;
+}
+
+static const char *lacks_core(int arg)
+{
+	struct rlimit limit;
+	char pattern[256];
+
+	(void)arg;
+	if (!lazy_read_file("/proc/sys/kernel/core_pattern", pattern, sizeof(pattern)))
+		return "no core_pattern (CONFIG_COREDUMP)";
+	if (*pattern == '\n' || strpbrk(pattern, "|/@"))
+		return "core_pattern leads elsewhere";
+	if (getrlimit(RLIMIT_CORE, &limit) || limit.rlim_max != RLIM_INFINITY)
+		return "RLIMIT_CORE";
+	if (!*storm.dir)
+		return "no directory for them";
+	return NULL;
+}
+
+static bool unit_core(unsigned int *seed, int arg)
+{
+	const struct rlimit limit = { RLIM_INFINITY, RLIM_INFINITY };
+	struct dirent *entry;
+	bool dumped;
+	int status;
+	pid_t pid;
+	DIR *dir;
+
+	(void)arg;
+	go_somewhere(seed);
+	pid = spawn();
+	if (!pid) {
+		if (chdir(storm.dir) || setrlimit(RLIMIT_CORE, &limit))
+			lazy_fail("chdir or setrlimit: %s", strerror(errno));
+		start_crowd(seed);
+		go_somewhere(seed);
+		abort();
+	}
+	status = reap(pid);
+	if (!WIFSIGNALED(status) || WTERMSIG(status) != SIGABRT)
+		lazy_fail("core: ended with %#x", status);
+	dumped = WCOREDUMP(status);
+	if (dumped)
+		count(CORES, 1);
+
+	dir = opendir(storm.dir);
+	while (dir && (entry = readdir(dir)))
+		unlinkat(dirfd(dir), entry->d_name, 0);
+	if (dir)
+		closedir(dir);
+	return dumped;
+}
+
+enum trace {
+	TRACE_ATTACH,		/* attach and detach, and kill */
+	TRACE_EXIT,		/* the tracee ends, stops on its way, and goes on */
+	TRACE_ORPHAN,		/* the tracer ends, and the tracee with it */
+	TRACE_EXEC,
+	NR_TRACES
+};
+
+static void wait_stopped(pid_t pid, int event)
+{
+	int status;
+
+	if (waitpid(pid, &status, 0) != pid || !WIFSTOPPED(status) ||
+	    (event && status >> 8 != (SIGTRAP | event << 8)))
+		lazy_fail("ptrace: the tracee did not stop as it should");
+}
+
+static void trace(long request, pid_t pid, long data)
+{
+	if (ptrace(request, pid, NULL, data))
+		lazy_fail("ptrace request %ld: %s", request, strerror(errno));
+}
+
+static void tracee(enum trace how, int fd, unsigned int *seed)
+{
+	if (how == TRACE_EXEC) {
+		trace(PTRACE_TRACEME, 0, 0);
+		go_somewhere(seed);
+		lazy_exec_self(7);
+	}
+	if (one_of(seed, 2))
+		start_crowd(seed);
+	go_somewhere(seed);
+	await(fd);
+	_exit(7);
+}
+
+static void tracer(unsigned int *seed)
+{
+	enum trace how = lazy_random(seed) % NR_TRACES;
+	int fds[2];
+	pid_t pid;
+
+	make_pipe(fds);
+	pid = spawn();
+	if (!pid) {
+		close(fds[1]);
+		tracee(how, fds[0], seed);
+	}
+	close(fds[0]);
+	go_somewhere(seed);
+	switch (how) {
+	case TRACE_ATTACH:
+		trace(PTRACE_ATTACH, pid, 0);
+		wait_stopped(pid, 0);
+		errno = 0;
+		ptrace(PTRACE_PEEKDATA, pid, &storm, 0);
+		if (errno)
+			lazy_fail("PTRACE_PEEKDATA: %s", strerror(errno));
+		trace(PTRACE_DETACH, pid, 0);
+		if (kill(pid, SIGKILL))
+			lazy_fail("kill: %s", strerror(errno));
+		reap_killed(pid, "ptrace");
+		break;
+	case TRACE_EXIT:
+		trace(PTRACE_SEIZE, pid, PTRACE_O_TRACEEXIT);
+		close(fds[1]);
+		wait_stopped(pid, PTRACE_EVENT_EXIT);
+		trace(PTRACE_CONT, pid, 0);
+		reap_exited(pid, 7, "ptrace");
+		break;
+	case TRACE_ORPHAN:
+		trace(PTRACE_SEIZE, pid, PTRACE_O_EXITKILL);
+		if (one_of(seed, 2)) {
+			trace(PTRACE_INTERRUPT, pid, 0);
+			wait_stopped(pid, PTRACE_EVENT_STOP);
+		}
+		break;
+	default:
+		wait_stopped(pid, 0);
+		trace(PTRACE_CONT, pid, 0);
+		reap_exited(pid, 7, "ptrace");
+		count(EXECS, 1);
+	}
+	_exit(0);
+}
+
+static const char *lacks_ptrace(int arg)
+{
+	pid_t pid = spawn();
+	int status;
+
+	(void)arg;
+	if (!pid)
+		_exit(!!ptrace(PTRACE_TRACEME, 0, NULL, NULL));
+	waitpid(pid, &status, 0);
+	return status ? "no ptrace(2)" : NULL;
+}
+
+static bool unit_ptrace(unsigned int *seed, int arg)
+{
+	pid_t pid = spawn(), other;
+	int status;
+
+	(void)arg;
+	if (!pid)
+		tracer(seed);
+	/* It may leave the tracee to this process. */
+	while ((other = wait(&status)) > 0) {
+		count(EXITS, 1);
+		if (other != pid)
+			check_killed(status, "ptrace");
+		else if (status)
+			lazy_fail("ptrace: the tracer ended with %#x", status);
+	}
+	count(TRACES, 1);
+	return true;
+}
+
+/*
+ * An open /proc/PID/mem holds on to an mm without users: the final drop is for
+ * whoever closes it.
+ */
+static const char *lacks_proc_mem(int arg)
+{
+	int fd = open("/proc/self/mem", O_RDONLY | O_CLOEXEC);
+
+	(void)arg;
+	if (fd < 0)
+		return "no /proc/self/mem";
+	close(fd);
+	return NULL;
+}
+
+static bool unit_proc_mem(unsigned int *seed, int arg)
+{
+	int ready[2], end[2], fd;
+	char path[64], byte;
+	pid_t pid;
+
+	(void)arg;
+	make_pipe(ready);
+	make_pipe(end);
+	go_somewhere(seed);
+	pid = spawn();
+	if (!pid) {
+		close(end[1]);
+		start_crowd(seed);
+		go_somewhere(seed);
+		tell(ready[1]);
+		await(end[0]);
+		_exit(0);
+	}
+	close(ready[1]);
+	close(end[0]);
+	if (!await(ready[0]))
+		lazy_fail("proc_mem: a child has failed");
+	snprintf(path, sizeof(path), "/proc/%d/mem", pid);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		lazy_fail("%s: %s", path, strerror(errno));
+	if (pread(fd, &byte, 1, (uintptr_t)&storm) != 1)
+		lazy_fail("%s: %s", path, strerror(errno));
+	close(ready[0]);
+	close(end[1]);
+	reap_exited(pid, 0, "proc_mem");
+	go_somewhere(seed);
+	if (pread(fd, &byte, 1, (uintptr_t)&storm) > 0)
+		lazy_fail("proc_mem: a dead process has memory");
+	close(fd);
+	return true;
+}
+
+static int registration(int cmd)
+{
+	switch (cmd) {
+	case MEMBARRIER_CMD_PRIVATE_EXPEDITED:
+		return MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED;
+	case MEMBARRIER_CMD_GLOBAL_EXPEDITED:
+		return MEMBARRIER_CMD_REGISTER_GLOBAL_EXPEDITED;
+	}
+	return 0;
+}
+
+static const char *lacks_membarrier(int cmd)
+{
+	int cmds = lazy_membarrier(MEMBARRIER_CMD_QUERY);
+
+	if (cmds < 0)
+		return "no membarrier(2)";
+	return cmds & cmd ? NULL : "not among the commands of membarrier(2)";
+}
+
+static bool unit_membarrier(unsigned int *seed, int cmd)
+{
+	static struct lazy_race race;
+	struct lazy_race_outcome out;
+	int home, other;
+	pid_t pid;
+
+	pid = spawn();
+	if (!pid) {
+		home = lazy_random(seed) % storm.cpus.nr;
+		other = 1 + lazy_random(seed) % (storm.cpus.nr - 1);
+		lazy_pin(0, storm.cpus.cpu[home]);
+		race.cpu = storm.cpus.cpu[(home + other) % storm.cpus.nr];
+		race.cmd = cmd;
+		/* The global one waits until the whole machine has been quiet. */
+		race.burst = cmd == MEMBARRIER_CMD_GLOBAL ? 4 : 20;
+		race.crowded = true;
+		race.seed = lazy_random(seed);
+		if (registration(cmd) && lazy_membarrier(registration(cmd)))
+			lazy_fail("membarrier: cannot register: %s", strerror(errno));
+		lazy_race(&race, &out);
+		if (out.failed || out.forbidden)
+			lazy_fail("membarrier %d: %ld rounds, %ld calls failed, both saw 0 %ld",
+				  cmd, out.rounds, out.failed, out.forbidden);
+		count(BARRIERS, out.rounds);
+		_exit(0);
+	}
+	reap_exited(pid, 0, "membarrier");
+	return true;
+}
+
+static const char *lacks_hotplug(int arg)
+{
+	(void)arg;
+	if (!lazy_env("LAZY_TLB_HOTPLUG", storm.known))
+		return "LAZY_TLB_HOTPLUG is not 1";
+	return storm.can.nr ? NULL : "no CPU can be taken offline";
+}
+
+static bool unit_hotplug(unsigned int *seed, int arg)
+{
+	int cpu = storm.can.cpu[lazy_random(seed) % storm.can.nr];
+	int online;
+
+	(void)arg;
+	for (online = 0; online < 2; online++) {
+		if (!lazy_set_online(cpu, online))
+			lazy_fail("CPU %d does not go %sline: %s", cpu,
+				  online ? "on" : "off", strerror(errno));
+		lazy_sleep_us(lazy_random(seed) % 50000);
+	}
+	count(HOTPLUGS, 1);
+	return true;
+}
+
+static const char *lacks_oom(int arg)
+{
+	(void)arg;
+	if (!lazy_env("LAZY_TLB_OOM", storm.known))
+		return "LAZY_TLB_OOM is not 1";
+	return access("/proc/sysrq-trigger", W_OK) ? "no /proc/sysrq-trigger" : NULL;
+}
+
+/* The first that the OOM killer takes. */
+static pid_t start_victim(unsigned int *seed)
+{
+	int ready[2];
+	pid_t pid;
+
+	make_pipe(ready);
+	go_somewhere(seed);
+	pid = spawn();
+	if (!pid) {
+		if (!lazy_write_file("/proc/self/oom_score_adj", "1000"))
+			lazy_fail("oom_score_adj: %s", strerror(errno));
+		tell(ready[1]);
+		close(ready[1]);
+		big_process(seed);
+	}
+	close(ready[1]);
+	if (!await(ready[0]))
+		lazy_fail("oom: a victim has failed");
+	close(ready[0]);
+	return pid;
+}
+
+/*
+ * The kill comes some time after the request, which is refused while another
+ * victim is being reaped. So that no late one hits a process of others, there
+ * is a second victim as long as one could come.
+ */
+static bool unit_oom(unsigned int *seed, int arg)
+{
+	pid_t pid = start_victim(seed), spare = start_victim(seed), first;
+	int requests = 0, status;
+	double again = 0;
+
+	(void)arg;
+	do {
+		if (lazy_now() >= again) {
+			if (!lazy_write_file("/proc/sysrq-trigger", "f"))
+				lazy_fail("sysrq-trigger: %s", strerror(errno));
+			requests++;
+			again = lazy_now() + 5;
+		}
+		lazy_sleep_us(10000);
+		first = waitpid(-1, &status, WNOHANG);
+		if (first < 0)
+			lazy_fail("waitpid: %s", strerror(errno));
+	} while (!first);
+	count(EXITS, 1);
+	check_killed(status, "oom");
+	count(OOMS, 1);
+	if (requests > 1)
+		lazy_sleep_us(2000000);
+	pid = first == pid ? spare : pid;
+	kill(pid, SIGKILL);
+	reap_killed(pid, "oom");
+	/* The kernel has a lot to say about each. */
+	lazy_sleep_us(lazy_random(seed) % 300000);
+	return true;
+}
+
+/* Code is changed under running CPUs, on x86 by way of an mm of its own. */
+static const char *lacks_text_poke(int arg)
+{
+	size_t i;
+
+	(void)arg;
+	for (i = 0; i < ARRAY_SIZE(key_file); i++)
+		if (*storm.key[i])
+			return NULL;
+	return "no file that switches a static key";
+}
+
+static bool unit_text_poke(unsigned int *seed, int arg)
+{
+	size_t i = lazy_random(seed) % ARRAY_SIZE(key_file);
+	char *before;
+
+	(void)arg;
+	while (!*storm.key[i])
+		i = (i + 1) % ARRAY_SIZE(key_file);
+	before = storm.key[i];
+	go_somewhere(seed);
+	if (!lazy_write_file(key_file[i], *before == '0' ? "1" : "0") ||
+	    !lazy_write_file(key_file[i], before))
+		lazy_fail("%s: %s", key_file[i], strerror(errno));
+	count(TOGGLES, 2);
+	lazy_sleep_us(lazy_random(seed) % 2000);
+	return true;
+}
+
+static const char *lacks_memcg(int arg)
+{
+	(void)arg;
+	return *storm.memcg.dir ? NULL : "no control groups that limit memory";
+}
+
+static bool write_in(const char *dir, const char *name, const char *text)
+{
+	char path[PATH_MAX + 64];
+
+	snprintf(path, sizeof(path), "%s/%s", dir, name);
+	return lazy_write_file(path, text);
+}
+
+static bool unit_memcg(unsigned int *seed, int arg)
+{
+	size_t size = 32 << 20, page = sysconf(_SC_PAGESIZE), i;
+	int status;
+	char *area;
+	pid_t pid;
+
+	(void)arg;
+	go_somewhere(seed);
+	pid = spawn();
+	if (!pid) {
+		if (!write_in(storm.memcg.dir, "cgroup.procs", "0"))
+			lazy_fail("cgroup.procs: %s", strerror(errno));
+		start_crowd(seed);
+		area = mmap(NULL, size, PROT_READ | PROT_WRITE,
+			    MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+		if (area == MAP_FAILED)
+			lazy_fail("mmap: %s", strerror(errno));
+		for (i = 0; i < size; i += page)
+			area[i] = 1;
+		_exit(0);
+	}
+	status = reap(pid);
+	/* It had swap. */
+	if (WIFEXITED(status) && !WEXITSTATUS(status))
+		return false;
+	check_killed(status, "memcg");
+	count(OOMS, 1);
+	lazy_sleep_us(lazy_random(seed) % 100000);
+	return true;
+}
+
+static int set_up_ring(bool poller)
+{
+	struct io_uring_params params = { 0 };
+
+	/* A thread of the kernel's own, with this mm. */
+	if (poller)
+		params.flags = IORING_SETUP_SQPOLL;
+	return syscall(SYS_io_uring_setup, 4, &params);
+}
+
+static const char *lacks_io_uring(int arg)
+{
+	int fd = set_up_ring(false);
+
+	(void)arg;
+	if (fd < 0)
+		return strerror(errno);
+	close(fd);
+	return NULL;
+}
+
+/* A ring holds on to the mm, until a kernel thread has taken it down. */
+static bool unit_io_uring(unsigned int *seed, int arg)
+{
+	int status;
+	pid_t pid;
+
+	(void)arg;
+	go_somewhere(seed);
+	pid = spawn();
+	if (!pid) {
+		/* Those of others may still be there and use up a limit. */
+		if (set_up_ring(one_of(seed, 2)) < 0)
+			_exit(2);
+		start_crowd(seed);
+		go_somewhere(seed);
+		_exit(0);
+	}
+	status = reap(pid);
+	if (WIFEXITED(status) && WEXITSTATUS(status) == 2)
+		return false;
+	if (status)
+		lazy_fail("io_uring: ended with %#x", status);
+	count(RINGS, 1);
+	return true;
+}
+
+static const struct ingredient ingredients[] = {
+	{ .name = "exec", .unit = unit_exec },
+	{ .name = "vfork", .unit = unit_vfork },
+	{ .name = "exit_unmap", .unit = unit_exit_unmap },
+	{ .name = "fork_bomb", .unit = unit_fork_bomb },
+	{ .name = "kill", .unit = unit_kill },
+	{ .name = "mrelease", .unit = unit_mrelease, .lacks = lacks_mrelease },
+	{ .name = "core", .unit = unit_core, .lacks = lacks_core },
+	{ .name = "ptrace", .unit = unit_ptrace, .lacks = lacks_ptrace },
+	{ .name = "proc_mem", .unit = unit_proc_mem, .lacks = lacks_proc_mem },
+	{ .name = "membarrier_private", .unit = unit_membarrier, .lacks = lacks_membarrier,
+	  .arg = MEMBARRIER_CMD_PRIVATE_EXPEDITED },
+	{ .name = "membarrier_global", .unit = unit_membarrier, .lacks = lacks_membarrier,
+	  .arg = MEMBARRIER_CMD_GLOBAL },
+	{ .name = "membarrier_global_expedited", .unit = unit_membarrier,
+	  .lacks = lacks_membarrier, .arg = MEMBARRIER_CMD_GLOBAL_EXPEDITED },
+	{ .name = "hotplug", .unit = unit_hotplug, .lacks = lacks_hotplug },
+	{ .name = "oom", .unit = unit_oom, .lacks = lacks_oom },
+	{ .name = "text_poke", .unit = unit_text_poke, .lacks = lacks_text_poke },
+	{ .name = "memcg", .unit = unit_memcg, .lacks = lacks_memcg },
+	{ .name = "io_uring", .unit = unit_io_uring, .lacks = lacks_io_uring },
+};
+
+#define NR_INGREDIENTS	((int)ARRAY_SIZE(ingredients))
+
+static_assert(ARRAY_SIZE(ingredients) <= MAX_INGREDIENTS, "the tally has a limit");
+
+/* ---- the machine ------------------------------------------------------ */
+
+static void keys_save(void)
+{
+	char value[16];
+	size_t i;
+
+	for (i = 0; i < ARRAY_SIZE(key_file); i++) {
+		if (!access(key_file[i], W_OK) &&
+		    lazy_read_file(key_file[i], value, sizeof(value)) &&
+		    (!strcmp(value, "0\n") || !strcmp(value, "1\n")))
+			strcpy(storm.key[i], value);
+	}
+}
+
+static bool keys_restore(void)
+{
+	bool ok = true;
+	size_t i;
+
+	for (i = 0; i < ARRAY_SIZE(key_file); i++)
+		if (*storm.key[i])
+			ok &= lazy_write_file(key_file[i], storm.key[i]);
+	return ok;
+}
+
+/* Whether @word is among the words of @text. */
+static bool has_word(const char *text, const char *separators, const char *word)
+{
+	size_t len;
+
+	for (; *text; text += len + !!text[len]) {
+		len = strcspn(text, separators);
+		if (len == strlen(word) && !strncmp(text, word, len))
+			return true;
+	}
+	return false;
+}
+
+/* The second version's root, where memory can be limited below it. */
+static bool memcg_unified(struct memcg *memcg)
+{
+	char path[PATH_MAX], words[256];
+
+	snprintf(path, sizeof(path), "%s/cgroup.controllers", memcg->root);
+	if (!lazy_read_file(path, words, sizeof(words)) || !has_word(words, " \n", "memory"))
+		return false;
+	snprintf(path, sizeof(path), "%s/cgroup.subtree_control", memcg->root);
+	if (!lazy_read_file(path, words, sizeof(words)))
+		*words = '\0';
+	if (!has_word(words, " \n", "memory")) {
+		if (!lazy_write_file(path, "+memory"))
+			return false;
+		memcg->enabled = true;
+	}
+	memcg->limit = "memory.max";
+	return true;
+}
+
+static bool memcg_find(struct memcg *memcg)
+{
+	char type[16], options[256], line[PATH_MAX + 512];
+	FILE *mounts = fopen("/proc/mounts", "r");
+	bool found = false;
+
+	while (mounts && !found && fgets(line, sizeof(line), mounts)) {
+		if (sscanf(line, "%*s %4000s %15s %255s", memcg->root, type, options) != 3)
+			continue;
+		if (!strcmp(type, "cgroup") && has_word(options, ",", "memory")) {
+			memcg->limit = "memory.limit_in_bytes";
+			found = true;
+		} else if (!strcmp(type, "cgroup2")) {
+			found = memcg_unified(memcg);
+		}
+	}
+	if (mounts)
+		fclose(mounts);
+	if (found || !*storm.dir)
+		return found;
+
+	snprintf(memcg->root, sizeof(memcg->root), "%s/cgroup", storm.dir);
+	if (mkdir(memcg->root, 0755))
+		return false;
+	memcg->mounted = !mount("cgroup2", memcg->root, "cgroup2", 0, NULL);
+	return memcg->mounted && memcg_unified(memcg);
+}
+
+static void memcg_set_up(struct memcg *memcg)
+{
+	if (!memcg_find(memcg))
+		return;
+	snprintf(memcg->dir, sizeof(memcg->dir), "%s/lazy_tlb.%d", memcg->root, getpid());
+	if (mkdir(memcg->dir, 0755)) {
+		*memcg->dir = '\0';
+		return;
+	}
+	/* Where there is no swap there is no such file. */
+	write_in(memcg->dir, "memory.swap.max", "0");
+	if (!write_in(memcg->dir, memcg->limit, "8388608")) {
+		rmdir(memcg->dir);
+		*memcg->dir = '\0';
+	}
+}
+
+/* True if everything is as it was. */
+static bool memcg_take_down(struct memcg *memcg)
+{
+	double end = lazy_now() + 10;
+	bool ok = true;
+
+	/* The last process leaves it a little after its end. */
+	while (*memcg->dir && rmdir(memcg->dir)) {
+		if (lazy_now() >= end) {
+			ok = false;
+			break;
+		}
+		lazy_sleep_us(10000);
+	}
+	if (memcg->enabled)
+		ok &= write_in(memcg->root, "cgroup.subtree_control", "-memory");
+	if (memcg->mounted)
+		ok &= !umount(memcg->root);
+	return ok;
+}
+
+/* What dies with an mm. The second is a cache of its own on arm64 only. */
+static const char * const slab_name[] = { "mm_struct", "pgd_cache" };
+
+struct slabs {
+	long objects[ARRAY_SIZE(slab_name)];
+	bool exact;	/* free objects are not counted */
+	long threads;	/* those of others come and go */
+};
+
+static void slabs_read(struct slabs *slabs)
+{
+	char load[128];
+	size_t i;
+
+	slabs->exact = true;
+	for (i = 0; i < ARRAY_SIZE(slab_name); i++) {
+		slabs->exact &= lazy_slab_shrink(slab_name[i]) || i;
+		slabs->objects[i] = lazy_slab_objects(slab_name[i]);
+	}
+	if (!lazy_read_file("/proc/loadavg", load, sizeof(load)) ||
+	    sscanf(load, "%*f %*f %*f %*d/%ld", &slabs->threads) != 1)
+		slabs->threads = 0;
+}
+
+/* ---- the test --------------------------------------------------------- */
+
+FIXTURE(torture)
+{
+	struct lazy_test t;
+	double seconds;
+	pid_t pids[MAX_INGREDIENTS];	/* of the ingredients in order[] */
+	int order[MAX_INGREDIENTS];
+	int nr;
+};
+
+FIXTURE_SETUP(torture)
+{
+	lazy_setup(_metadata, &self->t, false);
+	if (_metadata->exit_code)
+		return;
+	self->seconds = lazy_env("LAZY_TLB_SECONDS", 10);
+	TH_LOG("LAZY_TLB_SECONDS=%.0f", self->seconds);
+	storm.tally = mmap(NULL, sizeof(*storm.tally), PROT_READ | PROT_WRITE,
+			   MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	ASSERT_NE(MAP_FAILED, storm.tally);
+	storm.cpus = self->t.cpus;
+	storm.known = self->t.known;
+	lazy_cpus_can_offline(&storm.cpus, &storm.can);
+	strcpy(storm.dir, "/tmp/lazy_tlb.XXXXXX");
+	if (!mkdtemp(storm.dir))
+		*storm.dir = '\0';
+	keys_save();
+	memcg_set_up(&storm.memcg);
+}
+
+FIXTURE_TEARDOWN(torture)
+{
+	char path[64];
+	int i;
+
+	/* There are some only if this test has failed. */
+	for (i = 0; i < self->nr; i++) {
+		if (self->pids[i] > 0) {
+			kill(self->pids[i], SIGKILL);
+			waitpid(self->pids[i], NULL, 0);
+		}
+	}
+	if (!lacks_hotplug(0))
+		for (i = 0; i < storm.can.nr; i++)
+			EXPECT_TRUE(lazy_set_online(storm.can.cpu[i], true));
+	EXPECT_TRUE(keys_restore());
+	EXPECT_TRUE(memcg_take_down(&storm.memcg));
+	if (*storm.dir) {
+		snprintf(path, sizeof(path), "%s/cgroup", storm.dir);
+		rmdir(path);
+		EXPECT_EQ(0, rmdir(storm.dir));
+	}
+	lazy_teardown(_metadata, &self->t);
+}
+
+static void torture(int index, unsigned int seed)
+{
+	const struct ingredient *what = &ingredients[index];
+	bool done = false;
+	int late = 0;
+
+	/* What a unit leaves behind is for this process to see the end of. */
+	prctl(PR_SET_CHILD_SUBREAPER, 1);
+	/* At least one, however slow the machine is. */
+	while (!atomic_load(&storm.tally->stop) || (!done && late++ < 20)) {
+		if (!what->unit(&seed, what->arg))
+			continue;
+		atomic_fetch_add(&storm.tally->units[index], 1);
+		done = true;
+	}
+	_exit(0);
+}
+
+static const char *name_of(const FIXTURE_DATA(torture) *self, pid_t pid)
+{
+	int i;
+
+	for (i = 0; i < self->nr; i++)
+		if (self->pids[i] == pid)
+			return ingredients[self->order[i]].name;
+	return "somebody";
+}
+
+/* The ingredients in order[@first] and so on, all at once. */
+static void wave(struct __test_metadata *_metadata, FIXTURE_DATA(torture) *self,
+		 int first, int nr, double seconds, unsigned int *seed)
+{
+	char names[512] = "";
+	unsigned int own;
+	int i, status;
+	double end;
+	pid_t pid;
+
+	atomic_store(&storm.tally->stop, false);
+	for (i = first; i < first + nr; i++) {
+		strcat(names, " ");
+		strcat(names, ingredients[self->order[i]].name);
+	}
+	TH_LOG("%ld exits; now%s", atomic_load(&storm.tally->events[EXITS]), names);
+	for (i = first; i < first + nr; i++) {
+		own = lazy_random(seed);
+		self->pids[i] = spawn();
+		if (!self->pids[i])
+			torture(self->order[i], own);
+	}
+	end = lazy_now() + seconds;
+	while (lazy_now() < end) {
+		lazy_sleep_us(20000);
+		/* A process that is gone has found something: do not wait. */
+		pid = waitpid(-1, &status, WNOHANG);
+		ASSERT_EQ(0, pid)
+			TH_LOG("%s ended with %#x", name_of(self, pid), status);
+	}
+	atomic_store(&storm.tally->stop, true);
+	for (i = first; i < first + nr; i++) {
+		pid = wait(&status);
+		ASSERT_LT(0, pid);
+		ASSERT_EQ(0, status)
+			TH_LOG("%s ended with %#x", name_of(self, pid), status);
+	}
+	memset(self->pids, 0, sizeof(self->pids));
+}
+
+/* Those that this machine has go to order[]. */
+static void choose(struct __test_metadata *_metadata, FIXTURE_DATA(torture) *self)
+{
+	const char *only = getenv("LAZY_TLB_TORTURE");
+	const char *why;
+	int i;
+
+	for (i = 0; i < NR_INGREDIENTS; i++) {
+		why = NULL;
+		if (only && *only && !has_word(only, ",", ingredients[i].name))
+			why = "not in LAZY_TLB_TORTURE";
+		else if (ingredients[i].lacks)
+			why = ingredients[i].lacks(ingredients[i].arg);
+		if (why)
+			TH_LOG("left out: %s: %s", ingredients[i].name, why);
+		else
+			self->order[self->nr++] = i;
+	}
+}
+
+static void shuffle(int *order, int nr, unsigned int *seed)
+{
+	int i, j, tmp;
+
+	for (i = nr - 1; i > 0; i--) {
+		j = lazy_random(seed) % (i + 1);
+		tmp = order[i];
+		order[i] = order[j];
+		order[j] = tmp;
+	}
+}
+
+/* The storm is over: CPUs become lazy as ever, and hold what they should. */
+static void become_lazy(const struct lazy_cpus *cpus, void *refcount)
+{
+	struct lazy_self base, s;
+
+	if (!lazy_self(&base))
+		lazy_fail("cannot read " LAZY_TLB_DIR "self");
+	lazy_occupy(&crowd, cpus, cpus->nr - 1, LAZY_BLOCK, &s);
+	lazy_check_counts(*(bool *)refcount, &base, "after the storm");
+}
+
+static void check_settled(struct __test_metadata *_metadata, struct lazy_test *t)
+{
+	double end = lazy_now() + 60;
+	int status;
+
+	if (!t->known) {
+		TH_LOG("left out: lazy state: no " LAZY_TLB_DIR "policy");
+		return;
+	}
+	status = lazy_run(&t->cpus, become_lazy, &t->refcount);
+	lazy_assert_exited(_metadata, status, 0);
+	/* A policy that defers frees the last ones after a second or two. */
+	while (lazy_waiting() > 0 && lazy_now() < end)
+		lazy_sleep_us(100000);
+	EXPECT_GE(0, lazy_waiting())
+		TH_LOG("%ld mms still wait for lazy CPUs", lazy_waiting());
+}
+
+static void check_slabs(struct __test_metadata *_metadata, const struct slabs *before)
+{
+	/* Free objects in per-CPU caches count as used: leave room for them. */
+	long room = before->exact ? 10 + 4 * storm.cpus.nr : 50 + 50 * storm.cpus.nr;
+	double end = lazy_now() + 30;
+	struct slabs now;
+	long others;
+	bool more;
+	size_t i;
+
+	do {
+		more = false;
+		slabs_read(&now);
+		others = now.threads > before->threads ? now.threads - before->threads : 0;
+		for (i = 0; i < ARRAY_SIZE(slab_name); i++)
+			more |= now.objects[i] - before->objects[i] > room + others;
+		if (more)
+			lazy_sleep_us(100000);
+	} while (more && lazy_now() < end);
+	for (i = 0; i < ARRAY_SIZE(slab_name); i++)
+		if (before->objects[i] >= 0)
+			TH_LOG("%s objects %ld before, %ld after", slab_name[i],
+			       before->objects[i], now.objects[i]);
+		else if (!i)
+			TH_LOG("left out: slab counts: no mm_struct in /proc/slabinfo");
+	EXPECT_FALSE(more);
+}
+
+TEST_F_TIMEOUT(torture, storm, LAZY_TIMEOUT)
+{
+	unsigned int seed = self->t.seed;
+	struct slabs before;
+	int i, first, waves, width;
+	char text[1024];
+	size_t len = 0;
+	double slice, end;
+
+	choose(_metadata, self);
+	if (!self->nr)
+		SKIP(return, "nothing can run");
+	slabs_read(&before);
+
+	/* As many at a time as keep all CPUs busy, but all of them once. */
+	width = self->t.cpus.nr + 2;
+	waves = (self->nr + width - 1) / width;
+	width = (self->nr + waves - 1) / waves;
+	slice = self->seconds / waves;
+	if (slice > 5)
+		slice = 5;
+	end = lazy_now() + self->seconds;
+	do {
+		shuffle(self->order, self->nr, &seed);
+		for (first = 0; first < self->nr; first += width)
+			wave(_metadata, self, first,
+			     width < self->nr - first ? width : self->nr - first,
+			     slice, &seed);
+	} while (lazy_now() < end);
+
+	for (i = 0; i < NR_EVENTS; i++)
+		len += snprintf(text + len, sizeof(text) - len, ", %ld %s",
+				atomic_load(&storm.tally->events[i]), event_name[i]);
+	TH_LOG("torture: seed %u%s", self->t.seed, text);
+	for (i = 0; i < self->nr; i++)
+		EXPECT_LT(0, atomic_load(&storm.tally->units[self->order[i]]))
+			TH_LOG("nothing came of %s", ingredients[self->order[i]].name);
+
+	/* Not one child is left, nor a child's child. */
+	ASSERT_EQ(-1, waitpid(-1, NULL, WNOHANG));
+	ASSERT_EQ(ECHILD, errno);
+	check_settled(_metadata, &self->t);
+	check_slabs(_metadata, &before);
+}
+
+int main(int argc, char **argv)
+{
+	lazy_exec_target(argc, argv);
+	return test_harness_run(argc, argv);
+}
