@@ -10,7 +10,7 @@
  * Generous: an emulated, instrumented kernel is slow. Read when the program
  * starts, so that a test which is asked to run for long may.
  */
-#define LAZY_TIMEOUT	((int)(240 + lazy_env("LAZY_TLB_SECONDS", 0)))
+#define LAZY_TIMEOUT	((int)(240 + 2 * lazy_env("LAZY_TLB_SECONDS", 0)))
 
 struct lazy_test {
 	struct lazy_cpus cpus;

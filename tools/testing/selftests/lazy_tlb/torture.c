@@ -103,12 +103,30 @@ static struct {
 	char dir[32];		/* for files */
 	char key[ARRAY_SIZE(key_file)][16];	/* what was there before */
 	struct memcg memcg;
+	/* Not for them, but for the test itself. */
+	int nr;				/* of those that this machine has */
+	int order[MAX_INGREDIENTS];
+	pid_t pids[MAX_INGREDIENTS];	/* of those in order[] that run now */
 } storm;
 
 static void count(enum event event, long nr)
 {
 	atomic_fetch_add(&storm.tally->events[event], nr);
 }
+
+struct ingredient {
+	const char *name;
+	/* Why this kernel or this machine cannot have it, or NULL. */
+	const char *(*lacks)(void);
+	/* False if nothing came of it, which does no harm but does not count. */
+	bool (*unit)(unsigned int *seed);
+	int command;		/* of membarrier(2) */
+};
+
+/* What this process is for. */
+static const struct ingredient *ingredient;
+
+#define fail(fmt, ...)	lazy_fail("%s: " fmt, ingredient->name, ##__VA_ARGS__)
 
 /* ---- processes ------------------------------------------------------- */
 
@@ -133,36 +151,36 @@ static int reap(pid_t pid)
 	int status;
 
 	if (waitpid(pid, &status, 0) != pid)
-		lazy_fail("waitpid: %s", strerror(errno));
+		fail("waitpid: %s", strerror(errno));
 	count(EXITS, 1);
 	return status;
 }
 
-static void reap_exited(pid_t pid, int code, const char *what)
+static void reap_exited(pid_t pid, int code)
 {
 	int status = reap(pid);
 
 	if (!WIFEXITED(status) || WEXITSTATUS(status) != code)
-		lazy_fail("%s: ended with %#x, not with code %d", what, status, code);
+		fail("ended with %#x, not with code %d", status, code);
 }
 
-static void check_killed(int status, const char *what)
+static void check_killed(int status)
 {
 	if (!WIFSIGNALED(status) || WTERMSIG(status) != SIGKILL)
-		lazy_fail("%s: ended with %#x, not killed", what, status);
+		fail("ended with %#x, not killed", status);
 	count(KILLS, 1);
 }
 
-static void reap_killed(pid_t pid, const char *what)
+static void reap_killed(pid_t pid)
 {
-	check_killed(reap(pid), what);
+	check_killed(reap(pid));
 }
 
 /* Tell a process that waits in await(), or be told. */
 static void tell(int fd)
 {
 	if (!lazy_write(fd, "x", 1))
-		lazy_fail("write: %s", strerror(errno));
+		fail("write: %s", strerror(errno));
 }
 
 /* False if the other side is gone. */
@@ -180,7 +198,7 @@ static bool await(int fd)
 static void make_pipe(int fds[2])
 {
 	if (pipe2(fds, O_CLOEXEC))
-		lazy_fail("pipe: %s", strerror(errno));
+		fail("pipe: %s", strerror(errno));
 }
 
 static void go_somewhere(unsigned int *seed)
@@ -205,27 +223,27 @@ static void start_crowd(unsigned int *seed)
 static atomic_bool mapper_stops;
 
 /* Page tables come and go; what they map is protected in between. */
-static void *map_and_unmap(void *arg)
+static void *map_and_unmap(void *unused)
 {
 	size_t page = sysconf(_SC_PAGESIZE);
 	size_t span = page / 8 * page, size = 3 * span;
 	char *area;
 	int i;
 
-	(void)arg;
+	(void)unused;
 	do {
 		area = mmap(NULL, size, PROT_READ | PROT_WRITE,
 			    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 		if (area == MAP_FAILED)
-			lazy_fail("mmap: %s", strerror(errno));
+			fail("mmap: %s", strerror(errno));
 		/* EINVAL: a kernel without huge pages, which is as good. */
 		if (madvise(area, size, MADV_NOHUGEPAGE) && errno != EINVAL)
-			lazy_fail("MADV_NOHUGEPAGE: %s", strerror(errno));
+			fail("MADV_NOHUGEPAGE: %s", strerror(errno));
 		for (i = 0; i < 3; i++)
 			area[i * span] = 1;
 		if (mprotect(area, span, PROT_READ) || munmap(area, span) ||
 		    munmap(area + span, size - span))
-			lazy_fail("mprotect or munmap: %s", strerror(errno));
+			fail("mprotect or munmap: %s", strerror(errno));
 		count(UNMAPS, 2);
 	} while (!atomic_load(&mapper_stops));
 	return NULL;
@@ -234,17 +252,17 @@ static void *map_and_unmap(void *arg)
 static void start_mapper(pthread_t *thread)
 {
 	if (pthread_create(thread, NULL, map_and_unmap, NULL))
-		lazy_fail("pthread_create failed");
+		fail("pthread_create failed");
 }
 
 /* Has memory and threads to lose, and does not end by itself. */
-static void __attribute__((noreturn)) big_process(unsigned int *seed)
+static void big_process(unsigned int *seed)
 {
 	pthread_t mapper;
 
 	if (mmap(NULL, 1 << 20, PROT_READ | PROT_WRITE,
 		 MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0) == MAP_FAILED)
-		lazy_fail("mmap: %s", strerror(errno));
+		fail("mmap: %s", strerror(errno));
 	start_crowd(seed);
 	if (one_of(seed, 2))
 		start_mapper(&mapper);
@@ -256,24 +274,11 @@ static void __attribute__((noreturn)) big_process(unsigned int *seed)
 
 /* ---- ingredients ------------------------------------------------------ */
 
-/*
- * A unit returns false if nothing came of it, which does no harm but does not
- * count either.
- */
-struct ingredient {
-	const char *name;
-	/* Why this kernel or this machine cannot have it, or NULL. */
-	const char *(*lacks)(int arg);
-	bool (*unit)(unsigned int *seed, int arg);
-	int arg;
-};
-
-static bool unit_exec(unsigned int *seed, int arg)
+static bool unit_exec(unsigned int *seed)
 {
 	int code = 3 + lazy_random(seed) % 100;
 	pid_t pid;
 
-	(void)arg;
 	go_somewhere(seed);
 	pid = spawn();
 	if (!pid) {
@@ -282,13 +287,13 @@ static bool unit_exec(unsigned int *seed, int arg)
 		go_somewhere(seed);
 		lazy_exec_self(code);
 	}
-	reap_exited(pid, code, "exec");
+	reap_exited(pid, code);
 	count(EXECS, 1);
 	return true;
 }
 
 /* By itself, so that nothing the caller keeps in registers depends on vfork(). */
-static __attribute__((noinline)) pid_t vfork_exec(int code)
+static pid_t vfork_exec(int code)
 {
 	pid_t pid = vfork();
 
@@ -297,17 +302,16 @@ static __attribute__((noinline)) pid_t vfork_exec(int code)
 	return pid;
 }
 
-static bool unit_vfork(unsigned int *seed, int arg)
+static bool unit_vfork(unsigned int *seed)
 {
 	int code = 3 + lazy_random(seed) % 100;
 	pid_t pid;
 
-	(void)arg;
 	go_somewhere(seed);
 	pid = vfork_exec(code);
 	if (pid < 0)
-		lazy_fail("vfork: %s", strerror(errno));
-	reap_exited(pid, code, "vfork");
+		fail("%s", strerror(errno));
+	reap_exited(pid, code);
 	count(EXECS, 1);
 	return true;
 }
@@ -335,34 +339,33 @@ static void exit_while_unmapping(unsigned int *seed)
 	}
 }
 
-static bool unit_exit_unmap(unsigned int *seed, int arg)
+static bool unit_exit_unmap(unsigned int *seed)
 {
 	pid_t pid;
 
-	(void)arg;
 	go_somewhere(seed);
 	pid = spawn();
 	if (!pid) {
 		exit_while_unmapping(seed);
 		_exit(0);
 	}
-	reap_exited(pid, 0, "exit_unmap");
+	reap_exited(pid, 0);
 	return true;
 }
 
 /* All children of the caller, and those whose parents did not wait for them. */
-static void reap_all(const char *what)
+static void reap_all(void)
 {
 	int status;
 
 	while (wait(&status) > 0) {
 		if (status)
-			lazy_fail("%s: a process ended with %#x", what, status);
+			fail("a process ended with %#x", status);
 		count(EXITS, 1);
 	}
 }
 
-static void __attribute__((noreturn)) bomb(int depth, unsigned int seed)
+static void bomb(int depth, unsigned int seed)
 {
 	int i;
 	pid_t pid;
@@ -372,25 +375,27 @@ static void __attribute__((noreturn)) bomb(int depth, unsigned int seed)
 		/* These may outlive their parent. They end soon enough. */
 		pid = fork();
 		if (pid < 0)
-			lazy_fail("fork: %s", strerror(errno));
-		if (!pid)
+			fail("fork: %s", strerror(errno));
+		if (!pid) {
 			bomb(depth - 1, seed + i);
+			_exit(0);
+		}
 	}
 	if (one_of(&seed, 2))
-		reap_all("fork_bomb");
-	_exit(0);
+		reap_all();
 }
 
-static bool unit_fork_bomb(unsigned int *seed, int arg)
+static bool unit_fork_bomb(unsigned int *seed)
 {
 	int depth = 2 + lazy_random(seed) % 3;
 	pid_t pid;
 
-	(void)arg;
 	pid = spawn();
-	if (!pid)
+	if (!pid) {
 		bomb(depth, *seed);
-	reap_all("fork_bomb");
+		_exit(0);
+	}
+	reap_all();
 	return true;
 }
 
@@ -408,54 +413,51 @@ static pid_t start_big(unsigned int *seed)
 	return pid;
 }
 
-static bool unit_kill(unsigned int *seed, int arg)
+static bool unit_kill(unsigned int *seed)
 {
 	pid_t pid = start_big(seed);
 
-	(void)arg;
 	if (kill(pid, SIGKILL))
-		lazy_fail("kill: %s", strerror(errno));
-	reap_killed(pid, "kill");
+		fail("%s", strerror(errno));
+	reap_killed(pid);
 	return true;
 }
 
-static const char *lacks_mrelease(int arg)
+static const char *lacks_mrelease(void)
 {
 	int fd = syscall(SYS_pidfd_open, getpid(), 0);
 
-	(void)arg;
 	if (fd < 0)
 		return "no pidfd_open(2)";
 	close(fd);
-	if (syscall(SYS_process_mrelease, -1, 0) && errno == ENOSYS)
+	syscall(SYS_process_mrelease, -1, 0);
+	if (errno != EBADF)
 		return "no process_mrelease(2)";
 	return NULL;
 }
 
-static bool unit_mrelease(unsigned int *seed, int arg)
+static bool unit_mrelease(unsigned int *seed)
 {
 	pid_t pid = start_big(seed);
 	int pidfd = syscall(SYS_pidfd_open, pid, 0);
 
-	(void)arg;
 	if (pidfd < 0 || kill(pid, SIGKILL))
-		lazy_fail("pidfd_open or kill: %s", strerror(errno));
+		fail("pidfd_open or kill: %s", strerror(errno));
 	if (!syscall(SYS_process_mrelease, pidfd, 0))
 		count(MRELEASES, 1);
 	else if (errno != ESRCH && errno != EAGAIN)
 		/* It may be gone already. */
-		lazy_fail("process_mrelease: %s", strerror(errno));
+		fail("process_mrelease: %s", strerror(errno));
 	close(pidfd);
-	reap_killed(pid, "mrelease");
+	reap_killed(pid);
 	return true;
 }
 
-static const char *lacks_core(int arg)
+static const char *lacks_core(void)
 {
 	struct rlimit limit;
 	char pattern[256];
 
-	(void)arg;
 	if (!lazy_read_file("/proc/sys/kernel/core_pattern", pattern, sizeof(pattern)))
 		return "no core_pattern (CONFIG_COREDUMP)";
 	if (*pattern == '\n' || strpbrk(pattern, "|/@"))
@@ -467,7 +469,7 @@ static const char *lacks_core(int arg)
 	return NULL;
 }
 
-static bool unit_core(unsigned int *seed, int arg)
+static bool unit_core(unsigned int *seed)
 {
 	const struct rlimit limit = { RLIM_INFINITY, RLIM_INFINITY };
 	struct dirent *entry;
@@ -476,19 +478,18 @@ static bool unit_core(unsigned int *seed, int arg)
 	pid_t pid;
 	DIR *dir;
 
-	(void)arg;
 	go_somewhere(seed);
 	pid = spawn();
 	if (!pid) {
 		if (chdir(storm.dir) || setrlimit(RLIMIT_CORE, &limit))
-			lazy_fail("chdir or setrlimit: %s", strerror(errno));
+			fail("chdir or setrlimit: %s", strerror(errno));
 		start_crowd(seed);
 		go_somewhere(seed);
 		abort();
 	}
 	status = reap(pid);
 	if (!WIFSIGNALED(status) || WTERMSIG(status) != SIGABRT)
-		lazy_fail("core: ended with %#x", status);
+		fail("ended with %#x", status);
 	dumped = WCOREDUMP(status);
 	if (dumped)
 		count(CORES, 1);
@@ -515,13 +516,13 @@ static void wait_stopped(pid_t pid, int event)
 
 	if (waitpid(pid, &status, 0) != pid || !WIFSTOPPED(status) ||
 	    (event && status >> 8 != (SIGTRAP | event << 8)))
-		lazy_fail("ptrace: the tracee did not stop as it should");
+		fail("the tracee did not stop as it should");
 }
 
 static void trace(long request, pid_t pid, long data)
 {
 	if (ptrace(request, pid, NULL, data))
-		lazy_fail("ptrace request %ld: %s", request, strerror(errno));
+		fail("ptrace request %ld: %s", request, strerror(errno));
 }
 
 static void tracee(enum trace how, int fd, unsigned int *seed)
@@ -534,6 +535,9 @@ static void tracee(enum trace how, int fd, unsigned int *seed)
 	if (one_of(seed, 2))
 		start_crowd(seed);
 	go_somewhere(seed);
+	/* All others are killed. */
+	while (how != TRACE_EXIT)
+		pause();
 	await(fd);
 	_exit(7);
 }
@@ -559,18 +563,18 @@ static void tracer(unsigned int *seed)
 		errno = 0;
 		ptrace(PTRACE_PEEKDATA, pid, &storm, 0);
 		if (errno)
-			lazy_fail("PTRACE_PEEKDATA: %s", strerror(errno));
+			fail("PTRACE_PEEKDATA: %s", strerror(errno));
 		trace(PTRACE_DETACH, pid, 0);
 		if (kill(pid, SIGKILL))
-			lazy_fail("kill: %s", strerror(errno));
-		reap_killed(pid, "ptrace");
+			fail("%s", strerror(errno));
+		reap_killed(pid);
 		break;
 	case TRACE_EXIT:
 		trace(PTRACE_SEIZE, pid, PTRACE_O_TRACEEXIT);
 		close(fds[1]);
 		wait_stopped(pid, PTRACE_EVENT_EXIT);
 		trace(PTRACE_CONT, pid, 0);
-		reap_exited(pid, 7, "ptrace");
+		reap_exited(pid, 7);
 		break;
 	case TRACE_ORPHAN:
 		trace(PTRACE_SEIZE, pid, PTRACE_O_EXITKILL);
@@ -582,39 +586,37 @@ static void tracer(unsigned int *seed)
 	default:
 		wait_stopped(pid, 0);
 		trace(PTRACE_CONT, pid, 0);
-		reap_exited(pid, 7, "ptrace");
+		reap_exited(pid, 7);
 		count(EXECS, 1);
 	}
 	_exit(0);
 }
 
-static const char *lacks_ptrace(int arg)
+static const char *lacks_ptrace(void)
 {
 	pid_t pid = spawn();
 	int status;
 
-	(void)arg;
 	if (!pid)
 		_exit(!!ptrace(PTRACE_TRACEME, 0, NULL, NULL));
 	waitpid(pid, &status, 0);
 	return status ? "no ptrace(2)" : NULL;
 }
 
-static bool unit_ptrace(unsigned int *seed, int arg)
+static bool unit_ptrace(unsigned int *seed)
 {
 	pid_t pid = spawn(), other;
 	int status;
 
-	(void)arg;
 	if (!pid)
 		tracer(seed);
 	/* It may leave the tracee to this process. */
 	while ((other = wait(&status)) > 0) {
 		count(EXITS, 1);
 		if (other != pid)
-			check_killed(status, "ptrace");
+			check_killed(status);
 		else if (status)
-			lazy_fail("ptrace: the tracer ended with %#x", status);
+			fail("the tracer ended with %#x", status);
 	}
 	count(TRACES, 1);
 	return true;
@@ -624,24 +626,22 @@ static bool unit_ptrace(unsigned int *seed, int arg)
  * An open /proc/PID/mem holds on to an mm without users: the final drop is for
  * whoever closes it.
  */
-static const char *lacks_proc_mem(int arg)
+static const char *lacks_proc_mem(void)
 {
 	int fd = open("/proc/self/mem", O_RDONLY | O_CLOEXEC);
 
-	(void)arg;
 	if (fd < 0)
 		return "no /proc/self/mem";
 	close(fd);
 	return NULL;
 }
 
-static bool unit_proc_mem(unsigned int *seed, int arg)
+static bool unit_proc_mem(unsigned int *seed)
 {
 	int ready[2], end[2], fd;
 	char path[64], byte;
 	pid_t pid;
 
-	(void)arg;
 	make_pipe(ready);
 	make_pipe(end);
 	go_somewhere(seed);
@@ -657,26 +657,24 @@ static bool unit_proc_mem(unsigned int *seed, int arg)
 	close(ready[1]);
 	close(end[0]);
 	if (!await(ready[0]))
-		lazy_fail("proc_mem: a child has failed");
+		fail("a child has failed");
 	snprintf(path, sizeof(path), "/proc/%d/mem", pid);
 	fd = open(path, O_RDONLY | O_CLOEXEC);
 	if (fd < 0)
-		lazy_fail("%s: %s", path, strerror(errno));
+		fail("%s: %s", path, strerror(errno));
 	if (pread(fd, &byte, 1, (uintptr_t)&storm) != 1)
-		lazy_fail("%s: %s", path, strerror(errno));
+		fail("%s: %s", path, strerror(errno));
 	close(ready[0]);
 	close(end[1]);
-	reap_exited(pid, 0, "proc_mem");
+	reap_exited(pid, 0);
 	go_somewhere(seed);
-	if (pread(fd, &byte, 1, (uintptr_t)&storm) > 0)
-		lazy_fail("proc_mem: a dead process has memory");
 	close(fd);
 	return true;
 }
 
-static int registration(int cmd)
+static int registration(int command)
 {
-	switch (cmd) {
+	switch (command) {
 	case MEMBARRIER_CMD_PRIVATE_EXPEDITED:
 		return MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED;
 	case MEMBARRIER_CMD_GLOBAL_EXPEDITED:
@@ -685,20 +683,20 @@ static int registration(int cmd)
 	return 0;
 }
 
-static const char *lacks_membarrier(int cmd)
+static const char *lacks_membarrier(void)
 {
-	int cmds = lazy_membarrier(MEMBARRIER_CMD_QUERY);
+	int commands = lazy_membarrier(MEMBARRIER_CMD_QUERY);
 
-	if (cmds < 0)
+	if (commands < 0)
 		return "no membarrier(2)";
-	return cmds & cmd ? NULL : "not among the commands of membarrier(2)";
+	return commands & ingredient->command ? NULL : "not among the commands of membarrier(2)";
 }
 
-static bool unit_membarrier(unsigned int *seed, int cmd)
+static bool unit_membarrier(unsigned int *seed)
 {
 	static struct lazy_race race;
+	int command = ingredient->command, home, other;
 	struct lazy_race_outcome out;
-	int home, other;
 	pid_t pid;
 
 	pid = spawn();
@@ -707,51 +705,48 @@ static bool unit_membarrier(unsigned int *seed, int cmd)
 		other = 1 + lazy_random(seed) % (storm.cpus.nr - 1);
 		lazy_pin(0, storm.cpus.cpu[home]);
 		race.cpu = storm.cpus.cpu[(home + other) % storm.cpus.nr];
-		race.cmd = cmd;
+		race.cmd = command;
 		/* The global one waits until the whole machine has been quiet. */
-		race.burst = cmd == MEMBARRIER_CMD_GLOBAL ? 4 : 20;
+		race.burst = command == MEMBARRIER_CMD_GLOBAL ? 4 : 20;
 		race.crowded = true;
 		race.seed = lazy_random(seed);
-		if (registration(cmd) && lazy_membarrier(registration(cmd)))
-			lazy_fail("membarrier: cannot register: %s", strerror(errno));
+		if (registration(command) && lazy_membarrier(registration(command)))
+			fail("cannot register: %s", strerror(errno));
 		lazy_race(&race, &out);
 		if (out.failed || out.forbidden)
-			lazy_fail("membarrier %d: %ld rounds, %ld calls failed, both saw 0 %ld",
-				  cmd, out.rounds, out.failed, out.forbidden);
+			fail("%ld rounds, %ld calls failed, both saw 0 %ld",
+			     out.rounds, out.failed, out.forbidden);
 		count(BARRIERS, out.rounds);
 		_exit(0);
 	}
-	reap_exited(pid, 0, "membarrier");
+	reap_exited(pid, 0);
 	return true;
 }
 
-static const char *lacks_hotplug(int arg)
+static const char *lacks_hotplug(void)
 {
-	(void)arg;
 	if (!lazy_env("LAZY_TLB_HOTPLUG", storm.known))
 		return "LAZY_TLB_HOTPLUG is not 1";
 	return storm.can.nr ? NULL : "no CPU can be taken offline";
 }
 
-static bool unit_hotplug(unsigned int *seed, int arg)
+static bool unit_hotplug(unsigned int *seed)
 {
 	int cpu = storm.can.cpu[lazy_random(seed) % storm.can.nr];
 	int online;
 
-	(void)arg;
 	for (online = 0; online < 2; online++) {
 		if (!lazy_set_online(cpu, online))
-			lazy_fail("CPU %d does not go %sline: %s", cpu,
-				  online ? "on" : "off", strerror(errno));
+			fail("CPU %d does not go %sline: %s", cpu,
+			     online ? "on" : "off", strerror(errno));
 		lazy_sleep_us(lazy_random(seed) % 50000);
 	}
 	count(HOTPLUGS, 1);
 	return true;
 }
 
-static const char *lacks_oom(int arg)
+static const char *lacks_oom(void)
 {
-	(void)arg;
 	if (!lazy_env("LAZY_TLB_OOM", storm.known))
 		return "LAZY_TLB_OOM is not 1";
 	return access("/proc/sysrq-trigger", W_OK) ? "no /proc/sysrq-trigger" : NULL;
@@ -768,14 +763,14 @@ static pid_t start_victim(unsigned int *seed)
 	pid = spawn();
 	if (!pid) {
 		if (!lazy_write_file("/proc/self/oom_score_adj", "1000"))
-			lazy_fail("oom_score_adj: %s", strerror(errno));
+			fail("oom_score_adj: %s", strerror(errno));
 		tell(ready[1]);
 		close(ready[1]);
 		big_process(seed);
 	}
 	close(ready[1]);
 	if (!await(ready[0]))
-		lazy_fail("oom: a victim has failed");
+		fail("a victim has failed");
 	close(ready[0]);
 	return pid;
 }
@@ -785,71 +780,67 @@ static pid_t start_victim(unsigned int *seed)
  * victim is being reaped. So that no late one hits a process of others, there
  * is a second victim as long as one could come.
  */
-static bool unit_oom(unsigned int *seed, int arg)
+static bool unit_oom(unsigned int *seed)
 {
 	pid_t pid = start_victim(seed), spare = start_victim(seed), first;
 	int requests = 0, status;
 	double again = 0;
 
-	(void)arg;
 	do {
 		if (lazy_now() >= again) {
 			if (!lazy_write_file("/proc/sysrq-trigger", "f"))
-				lazy_fail("sysrq-trigger: %s", strerror(errno));
+				fail("sysrq-trigger: %s", strerror(errno));
 			requests++;
 			again = lazy_now() + 5;
 		}
 		lazy_sleep_us(10000);
 		first = waitpid(-1, &status, WNOHANG);
 		if (first < 0)
-			lazy_fail("waitpid: %s", strerror(errno));
+			fail("waitpid: %s", strerror(errno));
 	} while (!first);
 	count(EXITS, 1);
-	check_killed(status, "oom");
+	check_killed(status);
 	count(OOMS, 1);
 	if (requests > 1)
 		lazy_sleep_us(2000000);
 	pid = first == pid ? spare : pid;
 	kill(pid, SIGKILL);
-	reap_killed(pid, "oom");
+	reap_killed(pid);
 	/* The kernel has a lot to say about each. */
 	lazy_sleep_us(lazy_random(seed) % 300000);
 	return true;
 }
 
 /* Code is changed under running CPUs, on x86 by way of an mm of its own. */
-static const char *lacks_text_poke(int arg)
+static const char *lacks_text_poke(void)
 {
 	size_t i;
 
-	(void)arg;
 	for (i = 0; i < ARRAY_SIZE(key_file); i++)
 		if (*storm.key[i])
 			return NULL;
 	return "no file that switches a static key";
 }
 
-static bool unit_text_poke(unsigned int *seed, int arg)
+static bool unit_text_poke(unsigned int *seed)
 {
 	size_t i = lazy_random(seed) % ARRAY_SIZE(key_file);
 	char *before;
 
-	(void)arg;
 	while (!*storm.key[i])
 		i = (i + 1) % ARRAY_SIZE(key_file);
 	before = storm.key[i];
 	go_somewhere(seed);
 	if (!lazy_write_file(key_file[i], *before == '0' ? "1" : "0") ||
 	    !lazy_write_file(key_file[i], before))
-		lazy_fail("%s: %s", key_file[i], strerror(errno));
+		fail("%s: %s", key_file[i], strerror(errno));
 	count(TOGGLES, 2);
 	lazy_sleep_us(lazy_random(seed) % 2000);
 	return true;
 }
 
-static const char *lacks_memcg(int arg)
+static const char *lacks_memcg(void)
 {
-	(void)arg;
 	return *storm.memcg.dir ? NULL : "no control groups that limit memory";
 }
 
@@ -861,24 +852,23 @@ static bool write_in(const char *dir, const char *name, const char *text)
 	return lazy_write_file(path, text);
 }
 
-static bool unit_memcg(unsigned int *seed, int arg)
+static bool unit_memcg(unsigned int *seed)
 {
 	size_t size = 32 << 20, page = sysconf(_SC_PAGESIZE), i;
 	int status;
 	char *area;
 	pid_t pid;
 
-	(void)arg;
 	go_somewhere(seed);
 	pid = spawn();
 	if (!pid) {
 		if (!write_in(storm.memcg.dir, "cgroup.procs", "0"))
-			lazy_fail("cgroup.procs: %s", strerror(errno));
+			fail("cgroup.procs: %s", strerror(errno));
 		start_crowd(seed);
 		area = mmap(NULL, size, PROT_READ | PROT_WRITE,
 			    MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 		if (area == MAP_FAILED)
-			lazy_fail("mmap: %s", strerror(errno));
+			fail("mmap: %s", strerror(errno));
 		for (i = 0; i < size; i += page)
 			area[i] = 1;
 		_exit(0);
@@ -887,7 +877,7 @@ static bool unit_memcg(unsigned int *seed, int arg)
 	/* It had swap. */
 	if (WIFEXITED(status) && !WEXITSTATUS(status))
 		return false;
-	check_killed(status, "memcg");
+	check_killed(status);
 	count(OOMS, 1);
 	lazy_sleep_us(lazy_random(seed) % 100000);
 	return true;
@@ -903,11 +893,10 @@ static int set_up_ring(bool poller)
 	return syscall(SYS_io_uring_setup, 4, &params);
 }
 
-static const char *lacks_io_uring(int arg)
+static const char *lacks_io_uring(void)
 {
 	int fd = set_up_ring(false);
 
-	(void)arg;
 	if (fd < 0)
 		return strerror(errno);
 	close(fd);
@@ -915,12 +904,11 @@ static const char *lacks_io_uring(int arg)
 }
 
 /* A ring holds on to the mm, until a kernel thread has taken it down. */
-static bool unit_io_uring(unsigned int *seed, int arg)
+static bool unit_io_uring(unsigned int *seed)
 {
 	int status;
 	pid_t pid;
 
-	(void)arg;
 	go_somewhere(seed);
 	pid = spawn();
 	if (!pid) {
@@ -935,7 +923,7 @@ static bool unit_io_uring(unsigned int *seed, int arg)
 	if (WIFEXITED(status) && WEXITSTATUS(status) == 2)
 		return false;
 	if (status)
-		lazy_fail("io_uring: ended with %#x", status);
+		fail("ended with %#x", status);
 	count(RINGS, 1);
 	return true;
 }
@@ -951,11 +939,11 @@ static const struct ingredient ingredients[] = {
 	{ .name = "ptrace", .unit = unit_ptrace, .lacks = lacks_ptrace },
 	{ .name = "proc_mem", .unit = unit_proc_mem, .lacks = lacks_proc_mem },
 	{ .name = "membarrier_private", .unit = unit_membarrier, .lacks = lacks_membarrier,
-	  .arg = MEMBARRIER_CMD_PRIVATE_EXPEDITED },
+	  .command = MEMBARRIER_CMD_PRIVATE_EXPEDITED },
 	{ .name = "membarrier_global", .unit = unit_membarrier, .lacks = lacks_membarrier,
-	  .arg = MEMBARRIER_CMD_GLOBAL },
+	  .command = MEMBARRIER_CMD_GLOBAL },
 	{ .name = "membarrier_global_expedited", .unit = unit_membarrier,
-	  .lacks = lacks_membarrier, .arg = MEMBARRIER_CMD_GLOBAL_EXPEDITED },
+	  .lacks = lacks_membarrier, .command = MEMBARRIER_CMD_GLOBAL_EXPEDITED },
 	{ .name = "hotplug", .unit = unit_hotplug, .lacks = lacks_hotplug },
 	{ .name = "oom", .unit = unit_oom, .lacks = lacks_oom },
 	{ .name = "text_poke", .unit = unit_text_poke, .lacks = lacks_text_poke },
@@ -978,7 +966,7 @@ static void keys_save(void)
 		if (!access(key_file[i], W_OK) &&
 		    lazy_read_file(key_file[i], value, sizeof(value)) &&
 		    (!strcmp(value, "0\n") || !strcmp(value, "1\n")))
-			strcpy(storm.key[i], value);
+			memcpy(storm.key[i], value, sizeof(value));
 	}
 }
 
@@ -1012,12 +1000,12 @@ static bool memcg_unified(struct memcg *memcg)
 	char path[PATH_MAX], words[256];
 
 	snprintf(path, sizeof(path), "%s/cgroup.controllers", memcg->root);
-	if (!lazy_read_file(path, words, sizeof(words)) || !has_word(words, " \n", "memory"))
+	if (!lazy_read_file(path, words, sizeof(words)) || !has_word(words, "\n ", "memory"))
 		return false;
 	snprintf(path, sizeof(path), "%s/cgroup.subtree_control", memcg->root);
 	if (!lazy_read_file(path, words, sizeof(words)))
 		*words = '\0';
-	if (!has_word(words, " \n", "memory")) {
+	if (!has_word(words, "\n ", "memory")) {
 		if (!lazy_write_file(path, "+memory"))
 			return false;
 		memcg->enabled = true;
@@ -1122,9 +1110,6 @@ FIXTURE(torture)
 {
 	struct lazy_test t;
 	double seconds;
-	pid_t pids[MAX_INGREDIENTS];	/* of the ingredients in order[] */
-	int order[MAX_INGREDIENTS];
-	int nr;
 };
 
 FIXTURE_SETUP(torture)
@@ -1140,7 +1125,7 @@ FIXTURE_SETUP(torture)
 	storm.cpus = self->t.cpus;
 	storm.known = self->t.known;
 	lazy_cpus_can_offline(&storm.cpus, &storm.can);
-	strcpy(storm.dir, "/tmp/lazy_tlb.XXXXXX");
+	snprintf(storm.dir, sizeof(storm.dir), "/tmp/lazy_tlb.XXXXXX");
 	if (!mkdtemp(storm.dir))
 		*storm.dir = '\0';
 	keys_save();
@@ -1153,13 +1138,13 @@ FIXTURE_TEARDOWN(torture)
 	int i;
 
 	/* There are some only if this test has failed. */
-	for (i = 0; i < self->nr; i++) {
-		if (self->pids[i] > 0) {
-			kill(self->pids[i], SIGKILL);
-			waitpid(self->pids[i], NULL, 0);
+	for (i = 0; i < storm.nr; i++) {
+		if (storm.pids[i] > 0) {
+			kill(storm.pids[i], SIGKILL);
+			waitpid(storm.pids[i], NULL, 0);
 		}
 	}
-	if (!lacks_hotplug(0))
+	if (!lacks_hotplug())
 		for (i = 0; i < storm.can.nr; i++)
 			EXPECT_TRUE(lazy_set_online(storm.can.cpu[i], true));
 	EXPECT_TRUE(keys_restore());
@@ -1174,15 +1159,15 @@ FIXTURE_TEARDOWN(torture)
 
 static void torture(int index, unsigned int seed)
 {
-	const struct ingredient *what = &ingredients[index];
 	bool done = false;
 	int late = 0;
 
+	ingredient = &ingredients[index];
 	/* What a unit leaves behind is for this process to see the end of. */
 	prctl(PR_SET_CHILD_SUBREAPER, 1);
 	/* At least one, however slow the machine is. */
 	while (!atomic_load(&storm.tally->stop) || (!done && late++ < 20)) {
-		if (!what->unit(&seed, what->arg))
+		if (!ingredient->unit(&seed))
 			continue;
 		atomic_fetch_add(&storm.tally->units[index], 1);
 		done = true;
@@ -1190,18 +1175,18 @@ static void torture(int index, unsigned int seed)
 	_exit(0);
 }
 
-static const char *name_of(const FIXTURE_DATA(torture) *self, pid_t pid)
+static const char *name_of(pid_t pid)
 {
 	int i;
 
-	for (i = 0; i < self->nr; i++)
-		if (self->pids[i] == pid)
-			return ingredients[self->order[i]].name;
+	for (i = 0; i < storm.nr; i++)
+		if (storm.pids[i] == pid)
+			return ingredients[storm.order[i]].name;
 	return "somebody";
 }
 
 /* The ingredients in order[@first] and so on, all at once. */
-static void wave(struct __test_metadata *_metadata, FIXTURE_DATA(torture) *self,
+static void wave(struct __test_metadata *_metadata,
 		 int first, int nr, double seconds, unsigned int *seed)
 {
 	char names[512] = "";
@@ -1213,14 +1198,14 @@ static void wave(struct __test_metadata *_metadata, FIXTURE_DATA(torture) *self,
 	atomic_store(&storm.tally->stop, false);
 	for (i = first; i < first + nr; i++) {
 		strcat(names, " ");
-		strcat(names, ingredients[self->order[i]].name);
+		strcat(names, ingredients[storm.order[i]].name);
 	}
 	TH_LOG("%ld exits; now%s", atomic_load(&storm.tally->events[EXITS]), names);
 	for (i = first; i < first + nr; i++) {
 		own = lazy_random(seed);
-		self->pids[i] = spawn();
-		if (!self->pids[i])
-			torture(self->order[i], own);
+		storm.pids[i] = spawn();
+		if (!storm.pids[i])
+			torture(storm.order[i], own);
 	}
 	end = lazy_now() + seconds;
 	while (lazy_now() < end) {
@@ -1228,35 +1213,36 @@ static void wave(struct __test_metadata *_metadata, FIXTURE_DATA(torture) *self,
 		/* A process that is gone has found something: do not wait. */
 		pid = waitpid(-1, &status, WNOHANG);
 		ASSERT_EQ(0, pid)
-			TH_LOG("%s ended with %#x", name_of(self, pid), status);
+			TH_LOG("%s ended with %#x", name_of(pid), status);
 	}
 	atomic_store(&storm.tally->stop, true);
 	for (i = first; i < first + nr; i++) {
 		pid = wait(&status);
 		ASSERT_LT(0, pid);
 		ASSERT_EQ(0, status)
-			TH_LOG("%s ended with %#x", name_of(self, pid), status);
+			TH_LOG("%s ended with %#x", name_of(pid), status);
 	}
-	memset(self->pids, 0, sizeof(self->pids));
+	memset(storm.pids, 0, sizeof(storm.pids));
 }
 
 /* Those that this machine has go to order[]. */
-static void choose(struct __test_metadata *_metadata, FIXTURE_DATA(torture) *self)
+static void choose(struct __test_metadata *_metadata)
 {
 	const char *only = getenv("LAZY_TLB_TORTURE");
 	const char *why;
 	int i;
 
 	for (i = 0; i < NR_INGREDIENTS; i++) {
+		ingredient = &ingredients[i];
 		why = NULL;
-		if (only && *only && !has_word(only, ",", ingredients[i].name))
+		if (only && *only && !has_word(only, ",", ingredient->name))
 			why = "not in LAZY_TLB_TORTURE";
-		else if (ingredients[i].lacks)
-			why = ingredients[i].lacks(ingredients[i].arg);
+		else if (ingredient->lacks)
+			why = ingredient->lacks();
 		if (why)
-			TH_LOG("left out: %s: %s", ingredients[i].name, why);
+			TH_LOG("left out: %s: %s", ingredient->name, why);
 		else
-			self->order[self->nr++] = i;
+			storm.order[storm.nr++] = i;
 	}
 }
 
@@ -1338,24 +1324,24 @@ TEST_F_TIMEOUT(torture, storm, LAZY_TIMEOUT)
 	size_t len = 0;
 	double slice, end;
 
-	choose(_metadata, self);
-	if (!self->nr)
+	choose(_metadata);
+	if (!storm.nr)
 		SKIP(return, "nothing can run");
 	slabs_read(&before);
 
 	/* As many at a time as keep all CPUs busy, but all of them once. */
 	width = self->t.cpus.nr + 2;
-	waves = (self->nr + width - 1) / width;
-	width = (self->nr + waves - 1) / waves;
+	waves = (storm.nr + width - 1) / width;
+	width = (storm.nr + waves - 1) / waves;
 	slice = self->seconds / waves;
 	if (slice > 5)
 		slice = 5;
 	end = lazy_now() + self->seconds;
 	do {
-		shuffle(self->order, self->nr, &seed);
-		for (first = 0; first < self->nr; first += width)
-			wave(_metadata, self, first,
-			     width < self->nr - first ? width : self->nr - first,
+		shuffle(storm.order, storm.nr, &seed);
+		for (first = 0; first < storm.nr; first += width)
+			wave(_metadata, first,
+			     width < storm.nr - first ? width : storm.nr - first,
 			     slice, &seed);
 	} while (lazy_now() < end);
 
@@ -1363,9 +1349,9 @@ TEST_F_TIMEOUT(torture, storm, LAZY_TIMEOUT)
 		len += snprintf(text + len, sizeof(text) - len, ", %ld %s",
 				atomic_load(&storm.tally->events[i]), event_name[i]);
 	TH_LOG("torture: seed %u%s", self->t.seed, text);
-	for (i = 0; i < self->nr; i++)
-		EXPECT_LT(0, atomic_load(&storm.tally->units[self->order[i]]))
-			TH_LOG("nothing came of %s", ingredients[self->order[i]].name);
+	for (i = 0; i < storm.nr; i++)
+		EXPECT_LT(0, atomic_load(&storm.tally->units[storm.order[i]]))
+			TH_LOG("nothing came of %s", ingredients[storm.order[i]].name);
 
 	/* Not one child is left, nor a child's child. */
 	ASSERT_EQ(-1, waitpid(-1, NULL, WNOHANG));
