@@ -4,7 +4,8 @@
  * the other, and reports them on the console the way the kselftest runner
  * does, as KTAP with each program's own results nested.
  *
- * On the kernel command line: LAZY_TLB_TEST_TIMEOUT, seconds for one program;
+ * On the kernel command line: LAZY_TLB_TEST_TIMEOUT, seconds for one program
+ * (it gets more where LAZY_TLB_SECONDS asks it to run for long);
  * LAZY_TLB_ONLY, the name of the only program to run; and LAZY_TLB_STOP=1 to end
  * after the first program that fails. What the programs themselves read from the
  * environment can stand there as well, LAZY_TLB_SEED and LAZY_TLB_SECONDS above
@@ -205,7 +206,8 @@ static void leave_an_mm_waiting(const struct lazy_cpus *cpus)
 
 int main(void)
 {
-	long timeout = lazy_env("LAZY_TLB_TEST_TIMEOUT", 300);
+	long timeout = lazy_env("LAZY_TLB_TEST_TIMEOUT", 300) +
+		       2 * lazy_env("LAZY_TLB_SECONDS", 0);
 	const char *only = getenv("LAZY_TLB_ONLY");
 	bool stop = lazy_env("LAZY_TLB_STOP", 0);
 	struct dirent **tests;
