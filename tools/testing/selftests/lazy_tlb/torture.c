@@ -8,9 +8,9 @@
  *
  * LAZY_TLB_SEED repeats a run, LAZY_TLB_SECONDS makes it longer, and
  * LAZY_TLB_TORTURE=name,name leaves out all other ingredients. What disturbs the
- * whole machine, CPU hotplug and the OOM killer, is done where the kernel has
- * lazy TLB policies, or with LAZY_TLB_HOTPLUG=1 and LAZY_TLB_OOM=1; 0 prevents
- * it.
+ * whole machine is done if it is asked for: CPU hotplug with LAZY_TLB_HOTPLUG=1,
+ * the OOM killer with LAZY_TLB_OOM=1, or where the kernel has lazy TLB policies
+ * unless that is 0.
  *
  * kthread_use_mm() is not in here: its users need hardware or drivers. The KUnit
  * suite has it.
@@ -725,7 +725,7 @@ static bool unit_membarrier(unsigned int *seed)
 
 static const char *lacks_hotplug(void)
 {
-	if (!lazy_env("LAZY_TLB_HOTPLUG", storm.known))
+	if (!lazy_env("LAZY_TLB_HOTPLUG", false))
 		return "LAZY_TLB_HOTPLUG is not 1";
 	return storm.can.nr ? NULL : "no CPU can be taken offline";
 }
