@@ -3,14 +3,21 @@
 #   make run                 set up, build, boot under both policies, print the table
 #   make test                set up, run every test on every architecture
 #   make test ARCH=s390      the same on one: x86_64, arm64, s390, powerpc (or powerpc-hash), um
+#   make test VARIANT=kasan  the guests only, kernels built otherwise: kasan, kcsan, rt, norust, or all
 #   make run LINUX=~/linux   the same on your own unpatched Linux 7.3.x tree
 
 OUT ?= mails
-# Without ARCH, `run` is x86_64's, `setup` and `test` are for all. An empty ARCH= or LINUX= is none.
+# Without ARCH, `run` is x86_64's, `setup` and `test` are for all. An empty ARCH=, VARIANT= or
+# LINUX= is none.
 ifneq ($(strip $(ARCH)),)
 export ARCH
 else
 unexport ARCH
+endif
+ifneq ($(strip $(VARIANT)),)
+export VARIANT
+else
+unexport VARIANT
 endif
 ifneq ($(strip $(LINUX)),)
 export LINUX

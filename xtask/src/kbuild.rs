@@ -299,8 +299,8 @@ fn fragments(repo: &Path, arch: &str, variant: &str) -> Result<Vec<PathBuf>> {
     let mut fragments = vec![
         configs.join("common.config"),
         configs.join(format!("{arch}.config")),
-        configs.join(format!("variants/{variant}.config")),
     ];
+    add_variant(&configs, arch, variant, &mut fragments);
     if let Some(missing) = fragments.iter().find(|path| !path.exists()) {
         return Err(fail(
             Exit::Build,
@@ -308,11 +308,24 @@ fn fragments(repo: &Path, arch: &str, variant: &str) -> Result<Vec<PathBuf>> {
             "restore it (`git checkout configs`)",
         ));
     }
-    let both = configs.join(format!("{arch}-{variant}.config"));
-    if both.exists() {
-        fragments.push(both);
-    }
     Ok(fragments)
+}
+
+/// A variant, after the others that it includes.
+fn add_variant(configs: &Path, arch: &str, variant: &str, to: &mut Vec<PathBuf>) {
+    let own = configs.join(format!("variants/{variant}.config"));
+    let text = fs::read_to_string(&own).unwrap_or_default();
+    for other in text.lines().filter_map(included) {
+        add_variant(configs, arch, other, to);
+    }
+    to.push(own);
+    let both = configs.join(format!("{arch}-{variant}.config"));
+    to.extend(Some(both).filter(|path| path.exists()));
+}
+
+/// `#include "test.config"`, a comment to kconfig.
+fn included(line: &str) -> Option<&str> {
+    line.strip_prefix("#include \"")?.strip_suffix(".config\"")
 }
 
 fn digest(parts: &[&[u8]]) -> String {
@@ -415,6 +428,40 @@ mod tests {
         put("s390-test.config");
         let all = fragments(dir.path(), "s390", "test").unwrap();
         assert!(all[3].ends_with("s390-test.config"), "it wins: {all:?}");
+    }
+
+    #[test]
+    fn a_variant_comes_after_those_that_it_includes() {
+        let dir = tempfile::tempdir().unwrap();
+        let put = |name: &str, text: &str| {
+            let path = dir.path().join("configs").join(name);
+            sh::write_whole(&path, text.as_bytes()).unwrap();
+        };
+        let names = |arch: &str| -> Vec<String> {
+            let found = fragments(dir.path(), arch, "kasan").unwrap();
+            let name = |path: &PathBuf| path.file_stem().unwrap().to_string_lossy().into_owned();
+            found.iter().map(name).collect()
+        };
+        put("common.config", "");
+        put("s390.config", "");
+        put("arm64.config", "");
+        put(
+            "variants/kasan.config",
+            "#include \"test.config\"\n\nCONFIG_KASAN=y\n",
+        );
+        let missing = fragments(dir.path(), "s390", "kasan").unwrap_err();
+        assert!(missing.to_string().contains("test.config"), "{missing}");
+        put("variants/test.config", "");
+        put("s390-test.config", "");
+        put("arm64-kasan.config", "");
+        assert_eq!(
+            names("s390"),
+            ["common", "s390", "test", "s390-test", "kasan"]
+        );
+        assert_eq!(
+            names("arm64"),
+            ["common", "arm64", "test", "kasan", "arm64-kasan"]
+        );
     }
 
     #[test]

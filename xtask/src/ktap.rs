@@ -13,6 +13,9 @@ use crate::sh;
 /// The guest's first process announces itself; what stands before is KUnit's, at boot.
 const HANDOVER: &str = "lazy-tlb-guest: cpus=";
 
+/// What cases at boot are named by.
+pub const KUNIT: &str = "kunit";
+
 /// The kselftest runner's prefix, which says nothing here.
 const RUNNER: &str = "selftests: lazy_tlb: ";
 
@@ -35,7 +38,7 @@ pub fn results(tree: &Path, console: &str) -> Result<Vec<Case>> {
     let text = without_stamps(console);
     let split = text.find(HANDOVER).unwrap_or(text.len());
     let mut cases = Vec::new();
-    for (name, part) in [("kunit", &text[..split]), ("kselftest", &text[split..])] {
+    for (name, part) in [(KUNIT, &text[..split]), ("kselftest", &text[split..])] {
         if part.lines().any(|line| line.ends_with("KTAP version 1")) {
             cases.extend(parse(tree, name, part)?);
         } else {
@@ -60,7 +63,7 @@ pub struct Course {
 /// Follows the tests on a console, which are named as in [`results`].
 pub fn course(console: &str) -> Course {
     let mut course = Course::default();
-    let mut half = "kunit";
+    let mut half = KUNIT;
     // The groups that are open, with their indentation.
     let mut groups: Vec<(usize, &str)> = Vec::new();
     let text = without_stamps(console);

@@ -122,6 +122,14 @@ enum Command {
         guests: Guests,
         #[command(flatten)]
         skip: Skip,
+        /// How the guests' kernels are built: test, kasan, kcsan, rt, norust, or all of them.
+        #[arg(
+            long,
+            default_value = testing::Variant::TEST.name,
+            env = "VARIANT",
+            hide_env_values = true
+        )]
+        variant: String,
         /// Write every case to FILE.
         #[arg(long, value_name = "FILE")]
         json: Option<PathBuf>,
@@ -320,11 +328,13 @@ fn run(cli: Cli) -> Result<Exit> {
         Command::Test {
             guests,
             skip,
+            variant,
             json,
             stage,
         } => {
             let plan = testing::Plan {
                 guests: arch::kinds(&guests.arch)?,
+                variants: testing::variants(&variant)?,
                 skip: &skip.skip,
                 stages: &stage,
                 json: json.as_deref(),

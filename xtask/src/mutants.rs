@@ -18,7 +18,7 @@ use crate::project::{Project, Workshop};
 use crate::report::{Case, Status};
 use crate::series::{on_top, Changes, Entry, Patch, Selection};
 use crate::sh;
-use crate::testing::{Built, TestGuest, POLICIES};
+use crate::testing::{Built, TestGuest, Variant, POLICIES};
 use crate::tree;
 
 /// Where the mutants are.
@@ -342,7 +342,7 @@ fn in_guest(
 ) -> Result<Red> {
     // The same folder as `shop.tree`: kbuild goes on from what it has.
     tree::mutated(&project.cache, &shop.base, all, &mutant.patch)?;
-    let built = Built::build(project, shop, kind.arch())?;
+    let built = Built::build(project, shop, kind.arch(), &Variant::TEST)?;
     let guest = TestGuest::new(project, shop, kind, &built)?;
     let (report, cases) = guest.run(policy, STOP, &format!("mutant-{}", mutant.name))?;
     Ok(Red::of_guest(&report, &cases))

@@ -141,10 +141,15 @@ impl Workshop<'_> {
     }
 
     /// Builds the selftests with their own Makefile and returns the programs.
-    pub fn selftests(&self, arch: &Arch) -> Result<Vec<PathBuf>> {
-        let out = self.project.cache.dir(format!("selftests/{}", arch.name))?;
+    ///
+    /// They are kept with a kernel, for which they are; several may be built at once.
+    pub fn selftests(&self, kernel: &Build<'_>) -> Result<Vec<PathBuf>> {
+        let arch = kernel.arch;
+        let out = kernel.out.join("selftests");
         // What an older series built must not be run.
-        std::fs::remove_dir_all(&out)?;
+        if out.exists() {
+            std::fs::remove_dir_all(&out)?;
+        }
         std::fs::create_dir_all(&out)?;
         let mut make = Command::new("make");
         make.arg("-C")
@@ -155,8 +160,7 @@ impl Workshop<'_> {
         for name in crate::kbuild::FOREIGN {
             make.env_remove(name);
         }
-        let log = self.project.cache.dir("log")?;
-        let log = log.join(format!("selftests-{}.log", arch.name));
+        let log = kernel.out.join("selftests.log");
         let remedy = "the compiler's message is in the log";
         sh::logged(&make, &log, Exit::Build, remedy, |_| ())?;
         let mut programs: Vec<PathBuf> = std::fs::read_dir(&out)?

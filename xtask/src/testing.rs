@@ -33,10 +33,14 @@ const HOST_STAGES: [(&str, HostStage); 5] = [
     ("ktap", |_, shop| ktap::self_test(&shop.tree)),
 ];
 /// The stages that need kernels. All but `guests` are x86_64's.
-const KERNEL_STAGES: [&str; 4] = ["guests", "off", "run", "bench"];
+const KERNEL_STAGES: [&str; 4] = [GUESTS, "off", "run", "bench"];
+/// The stage that boots test guests.
+const GUESTS: &str = "guests";
 
 /// What a guest is booted with.
 pub const POLICIES: [&str; 3] = ["shootdown", "defer", "refcount"];
+/// What a guest is booted with that knows no policy.
+const NO_POLICY: [&str; 1] = ["no-policy"];
 /// The suites that must have run at boot.
 const SUITES: [&str; 2] = ["lazy_tlb", "lazy_tlb_policy"];
 /// A policy that no kernel knows.
@@ -48,10 +52,107 @@ const TEST_SILENCE: Duration = Duration::from_secs(PROGRAM_TIMEOUT + 60);
 /// All the selftests, each of which may take minutes under emulation.
 const TEST_TIMEOUT: Duration = Duration::from_secs(2400);
 
+/// How test kernels can be built, and how their guests then differ.
+pub struct Variant {
+    /// The fragment in `configs/variants/`.
+    pub name: &'static str,
+    /// Where it can be built; everywhere if empty.
+    arches: &'static [&'static str],
+    /// What its guests are booted with.
+    policies: &'static [&'static str],
+    /// The suites that must have run at boot.
+    suites: &'static [&'static str],
+    /// More words for the kernel's command line.
+    append: &'static str,
+    /// How many times as long as others its guests may take.
+    patience: u32,
+}
+
+/// The first is what all other stages use as well.
+pub static VARIANTS: [Variant; 5] = [
+    Variant::TEST,
+    Variant {
+        name: "kasan",
+        arches: &["x86_64", "arm64"],
+        append: "slab_debug=FZPU,mm_struct page_poison=1",
+        patience: 4,
+        ..Variant::TEST
+    },
+    Variant {
+        name: "kcsan",
+        arches: &["x86_64", "arm64"],
+        // The first race of the kernel's own would end the guest.
+        append: "panic_on_warn=0",
+        patience: 4,
+        ..Variant::TEST
+    },
+    Variant {
+        name: "rt",
+        arches: &["x86_64", "arm64"],
+        patience: 2,
+        ..Variant::TEST
+    },
+    Variant {
+        name: "norust",
+        policies: &NO_POLICY,
+        suites: &[],
+        ..Variant::TEST
+    },
+];
+
+impl Variant {
+    /// What `test` boots unless told otherwise.
+    pub const TEST: Variant = Variant {
+        name: "test",
+        arches: &[],
+        policies: &POLICIES,
+        suites: &SUITES,
+        append: "",
+        patience: 1,
+    };
+
+    /// An error where it cannot be built for an architecture.
+    fn check(&self, arch: &Arch) -> Result<()> {
+        if self.arches.is_empty() || self.arches.contains(&arch.name) {
+            return Ok(());
+        }
+        Err(fail(
+            Exit::Usage,
+            format!("{} is not for {}", self.name, arch.name),
+            format!("it is for {}", self.arches.join(", ")),
+        ))
+    }
+
+    /// What a guest's cases, log and stage are named by; the usual variant is not worth a word.
+    fn guest(&self, guest: &str) -> String {
+        match self.name {
+            name if name == Variant::TEST.name => guest.into(),
+            name => format!("{name}/{guest}"),
+        }
+    }
+}
+
+/// The variants that a name means.
+pub fn variants(name: &str) -> Result<Vec<&'static Variant>> {
+    let meant = |variant: &&Variant| name == arch::ALL || variant.name == name;
+    let found: Vec<&Variant> = VARIANTS.iter().filter(meant).collect();
+    if found.is_empty() {
+        let known: Vec<&str> = VARIANTS.iter().map(|variant| variant.name).collect();
+        return Err(fail(
+            Exit::Usage,
+            format!("there is no test variant {name}"),
+            format!("use one of: {}, {}", known.join(", "), arch::ALL),
+        ));
+    }
+    Ok(found)
+}
+
 /// What `test` is asked for.
 pub struct Plan<'a> {
     /// The guests.
     pub guests: Vec<&'static Kind>,
+    /// How their kernels are built.
+    pub variants: Vec<&'static Variant>,
     /// Patches to leave out of what is built.
     pub skip: &'a [String],
     /// Only these stages; all where empty.
@@ -61,36 +162,49 @@ pub struct Plan<'a> {
 }
 
 impl Plan<'_> {
+    /// Guests are of any variant; the other stages are part of the usual one.
     fn wants(&self, stage: &str) -> bool {
-        self.stages.is_empty() || self.stages.iter().any(|s| s == stage)
+        let usual = || self.variants.iter().any(|v| v.name == Variant::TEST.name);
+        match self.stages.iter().any(|s| s == stage) {
+            false if !self.stages.is_empty() => false,
+            _ => stage == GUESTS || usual(),
+        }
     }
 
     /// The kernels to build, in order, and what each is for.
     ///
-    /// One for each architecture: the main job and the benchmark are the same on a kernel that
-    /// checks itself, only slower, and a second kernel would take longer than that.
+    /// One for each variant and architecture: the main job and the benchmark are the same on a
+    /// kernel that checks itself, only slower, and a second kernel would take longer than that.
     fn kernels(&self) -> VecDeque<Kernel> {
         let others = [("run", Use::Run), ("off", Use::Off), ("bench", Use::Bench)];
         let mut kernels = VecDeque::new();
-        for arch in arch::of_kinds(&self.guests) {
-            let mut uses = Vec::new();
-            // The longest ones first, or one of them would go on alone at the end.
-            if arch.name == "x86_64" {
-                let wanted = others.iter().filter(|(stage, _)| self.wants(stage));
-                uses.extend(wanted.map(|(_, use_of)| *use_of));
-            }
-            if self.wants("guests") {
-                let ours = |kind: &&&Kind| kind.arch().name == arch.name;
-                for kind in self.guests.iter().filter(ours) {
-                    uses.extend(POLICIES.map(|policy| Use::Guest(kind, policy)));
-                    // The kernel reads the parameter in the same way on every architecture.
-                    if arch.name == "x86_64" {
-                        uses.push(Use::Guest(kind, BOGUS));
+        for variant in &self.variants {
+            let usual = variant.name == Variant::TEST.name;
+            for arch in arch::of_kinds(&self.guests) {
+                let mut uses = Vec::new();
+                // The longest ones first, or one of them would go on alone at the end.
+                if usual && arch.name == "x86_64" {
+                    let wanted = others.iter().filter(|(stage, _)| self.wants(stage));
+                    uses.extend(wanted.map(|(_, use_of)| *use_of));
+                }
+                if self.wants(GUESTS) {
+                    let ours = |kind: &&&Kind| kind.arch().name == arch.name;
+                    for kind in self.guests.iter().filter(ours) {
+                        let policies = variant.policies.iter();
+                        uses.extend(policies.map(|policy| Use::Guest(kind, policy)));
+                        // The kernel reads the parameter in the same way on every architecture.
+                        if usual && arch.name == "x86_64" {
+                            uses.push(Use::Guest(kind, BOGUS));
+                        }
                     }
                 }
-            }
-            if !uses.is_empty() {
-                kernels.push_back(Kernel { arch, uses });
+                if !uses.is_empty() {
+                    kernels.push_back(Kernel {
+                        arch,
+                        variant,
+                        uses,
+                    });
+                }
             }
         }
         kernels
@@ -100,6 +214,7 @@ impl Plan<'_> {
 /// A kernel to build.
 struct Kernel {
     arch: &'static Arch,
+    variant: &'static Variant,
     uses: Vec<Use>,
 }
 
@@ -117,9 +232,9 @@ enum Use {
 }
 
 impl Use {
-    fn stage(&self) -> String {
+    fn stage(&self, variant: &Variant) -> String {
         match self {
-            Use::Guest(kind, policy) => format!("{}/{policy}", kind.name),
+            Use::Guest(kind, policy) => format!("{}/{policy}", variant.guest(kind.name)),
             Use::Run => "run".into(),
             Use::Off => "off".into(),
             Use::Bench => "bench".into(),
@@ -130,6 +245,7 @@ impl Use {
 /// A kernel that was built and what its guests boot with.
 #[derive(Clone)]
 pub struct Built {
+    variant: &'static Variant,
     image: PathBuf,
     /// Of the test guests.
     initramfs: PathBuf,
@@ -230,9 +346,12 @@ impl Work<'_> {
             let next = self.board().kernels.pop_front();
             let Some(kernel) = next else { return };
             let started = Instant::now();
+            let Kernel { arch, variant, .. } = kernel;
             // A panic here would leave the other threads waiting for this kernel.
-            let run =
-                std::panic::AssertUnwindSafe(|| Built::build(self.project, self.shop, kernel.arch));
+            let run = std::panic::AssertUnwindSafe(|| {
+                variant.check(arch)?;
+                Built::build(self.project, self.shop, arch, variant)
+            });
             let built = std::panic::catch_unwind(run)
                 .unwrap_or_else(|_| anyhow::bail!("xtask panicked; its message is above"));
             let mut board = self.board();
@@ -246,11 +365,13 @@ impl Work<'_> {
                 // The others go on; each thing that this kernel was for is named.
                 Err(error) => {
                     drop(board);
-                    let too_old = self.shop.tools.check_rustc(kernel.arch).err();
+                    let possible = variant.check(arch);
+                    let impossible = possible.and_then(|()| self.shop.tools.check_rustc(arch));
+                    let impossible = impossible.err();
                     let said = format!("{error:#}");
                     for use_of in &kernel.uses {
-                        let stage = use_of.stage();
-                        let case = not_built(&stage, &said, &too_old);
+                        let stage = use_of.stage(variant);
+                        let case = not_built(&stage, &said, &impossible);
                         self.ended(&stage, started, Ok(vec![case]));
                     }
                 }
@@ -271,7 +392,7 @@ impl Work<'_> {
                 }
             };
             drop(board);
-            self.stage(&use_of.stage(), || match &use_of {
+            self.stage(&use_of.stage(built.variant), || match &use_of {
                 Use::Guest(kind, policy) => guest(self.project, self.shop, kind, &built, policy),
                 Use::Run => main_job(self.project, &built),
                 Use::Off => disasm::option_off(self.shop, arch::find("x86_64")?),
@@ -282,9 +403,9 @@ impl Work<'_> {
 }
 
 /// What there is to say of a guest whose kernel there is not: it is skipped where this machine has
-/// no rustc for it, and has failed otherwise.
-fn not_built(stage: &str, said: &str, too_old: &Option<anyhow::Error>) -> Case {
-    match too_old {
+/// no rustc for it or it cannot be, and has failed otherwise.
+fn not_built(stage: &str, said: &str, impossible: &Option<anyhow::Error>) -> Case {
+    match impossible {
         Some(error) => Case {
             detail: format!("{error:#}"),
             ..Case::skipped(format!("{stage}/kernel"))
@@ -423,11 +544,20 @@ fn scratch_tree(to: &Path, shop: &Workshop<'_>) -> Result<()> {
 
 impl Built {
     /// Builds an architecture's test kernel, and what its guests boot with.
-    pub fn build(project: &Project, shop: &Workshop<'_>, arch: &'static Arch) -> Result<Self> {
-        let build = shop.build(arch, "test")?;
+    pub fn build(
+        project: &Project,
+        shop: &Workshop<'_>,
+        arch: &'static Arch,
+        variant: &'static Variant,
+    ) -> Result<Self> {
+        let build = shop.build(arch, variant.name)?;
         let image = build.image()?;
         let initramfs = test_initramfs(project, shop, &build)?;
-        Ok(Built { image, initramfs })
+        Ok(Built {
+            variant,
+            image,
+            initramfs,
+        })
     }
 }
 
@@ -464,10 +594,16 @@ impl<'a> TestGuest<'a> {
             true => "",
             false => "kunit.filter_glob=lazy_tlb*",
         };
-        let append = format!("{suites} LAZY_TLB_TEST_TIMEOUT={PROGRAM_TIMEOUT} {append}");
+        let seconds = PROGRAM_TIMEOUT * u64::from(self.built.variant.patience);
+        let append = format!("{suites} LAZY_TLB_TEST_TIMEOUT={seconds} {append}");
         let report = self.boot(policy, append.trim(), &self.built.initramfs, log)?;
         let mut cases = ktap::results(self.tree, &report.text)?;
-        cases.extend(ktap::expected_suites(&cases, &SUITES));
+        let suites = self.built.variant.suites;
+        if suites.is_empty() {
+            // So nothing was reported, which is no failure then.
+            cases.retain(|case| case.name != ktap::KUNIT);
+        }
+        cases.extend(ktap::expected_suites(&cases, suites));
         cases.push(Case::of("boot", report.check_end()));
         cases.push(Case::of("cpus", report.check_cpus()));
         cases.push(Case::of("no warnings", report.check_warnings()));
@@ -480,7 +616,11 @@ impl<'a> TestGuest<'a> {
     /// Boots it; the console goes to a log of that name.
     fn boot(&self, policy: &str, append: &str, initramfs: &Path, log: &str) -> Result<Report> {
         let arch = self.kind.arch();
-        let append = format!("lazy_tlb={policy} {} {append}", self.kind.append);
+        let variant = self.built.variant;
+        let known = !NO_POLICY.contains(&policy);
+        let policy = known.then(|| format!("lazy_tlb={policy}"));
+        let words = [policy.as_deref().unwrap_or_default(), self.kind.append];
+        let append = [words, [append, variant.append]].concat().join(" ");
         Guest {
             arch,
             qemu: arch.qemu.into(),
@@ -489,8 +629,8 @@ impl<'a> TestGuest<'a> {
             initramfs,
             smp: 4,
             append: &append,
-            timeout: TEST_TIMEOUT,
-            silence: TEST_SILENCE,
+            timeout: TEST_TIMEOUT * variant.patience,
+            silence: TEST_SILENCE * variant.patience,
             log: self.project.cache.path(format!("log/{log}.log")),
             echo: false,
         }
@@ -507,7 +647,8 @@ fn guest(
     policy: &str,
 ) -> Result<Vec<Case>> {
     let guest = TestGuest::new(project, shop, kind, built)?;
-    let log = format!("test-{}-{policy}", kind.name);
+    let name = built.variant.guest(kind.name);
+    let log = format!("test-{}-{policy}", name.replace('/', "-"));
     let found = match policy {
         BOGUS => bogus(project, &guest, &log),
         _ => guest.run(policy, "", &log).map(|(report, mut cases)| {
@@ -522,7 +663,7 @@ fn guest(
         }),
     };
     let cases = found.unwrap_or_else(|error| vec![Case::failed("boot", format!("{error:#}"))]);
-    let within = |case: Case| case.within(policy).within(kind.name);
+    let within = |case: Case| case.within(policy).within(&name);
     Ok(cases.into_iter().map(within).collect())
 }
 
@@ -574,7 +715,7 @@ fn complains(console: &str) -> bool {
 fn test_initramfs(project: &Project, shop: &Workshop<'_>, build: &Build<'_>) -> Result<PathBuf> {
     let init = project.guest_program(build.arch, "test-init")?;
     let mut files = vec![GuestFile::program("init", &init)?];
-    for program in shop.selftests(build.arch)? {
+    for program in shop.selftests(build)? {
         let name = program
             .file_name()
             .context("a program has a name")?
@@ -590,7 +731,8 @@ fn test_initramfs(project: &Project, shop: &Workshop<'_>, build: &Build<'_>) -> 
             "look at TEST_GEN_PROGS in tools/testing/selftests/lazy_tlb/Makefile",
         ));
     }
-    let initramfs = init.with_extension("cpio");
+    // Beside the kernel: another variant's may be made at the same time.
+    let initramfs = build.out.join("test-init.cpio");
     guest::write_initramfs(&initramfs, &files)?;
     Ok(initramfs)
 }
@@ -627,8 +769,13 @@ mod tests {
     }
 
     fn plan<'a>(arch: &str, stages: &'a [String]) -> Plan<'a> {
+        plan_of("test", arch, stages)
+    }
+
+    fn plan_of<'a>(variant: &str, arch: &str, stages: &'a [String]) -> Plan<'a> {
         Plan {
             guests: arch::kinds(arch).unwrap(),
+            variants: variants(variant).unwrap(),
             skip: &[],
             stages,
             json: None,
@@ -640,7 +787,7 @@ mod tests {
             kernel
                 .uses
                 .iter()
-                .map(Use::stage)
+                .map(|use_of| use_of.stage(kernel.variant))
                 .collect::<Vec<_>>()
                 .join(" ")
         };
@@ -671,6 +818,40 @@ mod tests {
         let off = ["off".to_owned()];
         assert_eq!(kernels(&plan("all", &off)), ["x86_64: off"]);
         assert!(kernels(&plan("s390", &off)).is_empty());
+    }
+
+    #[test]
+    fn another_variant_has_guests_only() {
+        assert_eq!(
+            kernels(&plan_of("kasan", "x86_64", &[])),
+            ["x86_64: kasan/x86_64/shootdown kasan/x86_64/defer kasan/x86_64/refcount"]
+        );
+        assert_eq!(
+            kernels(&plan_of("norust", "powerpc-radix", &[])),
+            ["powerpc: norust/powerpc-radix/no-policy"]
+        );
+        let all = kernels(&plan_of("all", "x86_64", &[]));
+        assert_eq!(all.len(), VARIANTS.len());
+        assert!(all[0].starts_with("x86_64: run off bench x86_64/shootdown"));
+        assert!(plan_of("all", "x86_64", &[]).wants("litmus"));
+        assert!(!plan_of("kasan", "x86_64", &[]).wants("litmus"));
+        let run = ["run".to_owned()];
+        assert!(kernels(&plan_of("kasan", "all", &run)).is_empty());
+    }
+
+    #[test]
+    fn every_variant_is_a_fragment_and_an_unknown_one_is_named() {
+        let known = crate::kbuild::variants(&crate::project::repository()).unwrap();
+        for variant in &VARIANTS {
+            assert!(known.iter().any(|name| name == variant.name));
+            assert!(variant.check(arch::find("x86_64").unwrap()).is_ok());
+        }
+        let s390 = arch::find("s390").unwrap();
+        let said = variants("rt").unwrap()[0].check(s390).unwrap_err();
+        assert!(said.to_string().contains("rt is not for s390"), "{said}");
+        let (exit, error) = crate::failure::classify(variants("none").err().unwrap());
+        assert_eq!(exit, Exit::Usage);
+        assert!(error.to_string().contains("kasan"), "{error}");
     }
 
     #[test]

@@ -16,6 +16,7 @@ fn xtask(cache: &Path, args: &[&str]) -> Output {
         .env("XDG_CACHE_HOME", cache)
         .env_remove("LINUX")
         .env_remove("ARCH")
+        .env_remove("VARIANT")
         .output()
         .unwrap()
 }
@@ -54,7 +55,7 @@ fn every_command_helps_with_a_sentence_and_an_example() {
 
 #[test]
 fn wrong_usage_is_2() {
-    let cases: [&[&str]; 13] = [
+    let cases: [&[&str]; 14] = [
         &["lab"],
         &["lab", "--config", "/nonexistent/config"],
         &["lab", "--import", "/dev/null"],
@@ -65,6 +66,7 @@ fn wrong_usage_is_2() {
         &["test", "--arch", "vax"],
         &["setup", "--arch", "vax"],
         &["test", "--stage", "none"],
+        &["test", "--variant", "none"],
         &["boot", "--init", "/nonexistent/init"],
         &["mutants", "--arch", "vax"],
         &["mutants", "--only", "none"],
