@@ -1,6 +1,6 @@
 //! Configuring and building a kernel out of tree.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -72,6 +72,8 @@ pub struct Build<'a> {
     ccache: PathBuf,
     /// Changes whenever the configuration could; none where that cannot be known.
     inputs: Option<String>,
+    /// Symbols that the tree need not have.
+    optional: BTreeSet<String>,
 }
 
 impl<'a> Build<'a> {
@@ -119,6 +121,7 @@ impl<'a> Build<'a> {
             tools,
             ccache: cache.dir("ccache")?,
             inputs,
+            optional: BTreeSet::new(),
         })
     }
 
@@ -140,7 +143,13 @@ impl<'a> Build<'a> {
             tools,
             ccache: cache.dir("ccache")?,
             inputs: None,
+            optional: BTreeSet::new(),
         })
+    }
+
+    /// The same of a tree in which some symbols may not be there yet, or be no option.
+    pub fn without(self, optional: BTreeSet<String>) -> Self {
+        Build { optional, ..self }
     }
 
     /// `make` with everything that every call needs.
@@ -183,8 +192,9 @@ impl<'a> Build<'a> {
         make
     }
 
-    /// Makes `.config`, and checks that every line asked for is in it.
-    pub fn configure(&self) -> Result<()> {
+    /// Makes `.config`, checks that every line asked for is in it, and returns those that are not
+    /// and need not be.
+    pub fn configure(&self) -> Result<Vec<String>> {
         let fragments = fragments(&self.source.repo, self.arch.name, self.variant)?;
         let mut texts = Vec::new();
         for path in &fragments {
@@ -199,29 +209,24 @@ impl<'a> Build<'a> {
             .map(|inputs| format!("{inputs}-{}", digest(&parts)));
         let stamp = self.out.join("xtask-config");
         let config = self.out.join(".config");
+        let left_out = || {
+            left_out(
+                refused(&texts, &fs::read_to_string(&config)?),
+                &self.optional,
+            )
+        };
         if key.is_some() && fs::read_to_string(&stamp).ok() == key && config.exists() {
-            return Ok(());
+            return left_out();
         }
         let mut tiny = self.make();
         tiny.args(["-s", "tinyconfig"]);
         self.kconfig(&tiny)?;
-        let refused = refused(&texts, &self.merge(&fragments)?);
-        if !refused.is_empty() {
-            return Err(fail(
-                Exit::Build,
-                format!(
-                    "kconfig did not take {} of the lines in configs/:\n  {}",
-                    refused.len(),
-                    refused.join("\n  ")
-                ),
-                "a line is refused where its dependencies are off (CONFIG_RUST needs the tools \
-                 that `cargo xtask setup` installs) or where the series does not bring the symbol",
-            ));
-        }
+        self.merge(&fragments)?;
+        let left_out = left_out()?;
         if let Some(key) = key {
             sh::write_whole(&stamp, key.as_bytes())?;
         }
-        Ok(())
+        Ok(left_out)
     }
 
     /// Makes `.config` from a person's own with a fragment on top, and returns it with the lines of
@@ -367,6 +372,28 @@ pub fn values(config: &str) -> BTreeMap<&str, &str> {
     config.lines().filter_map(assignment).collect()
 }
 
+/// What is left of the refused lines where some symbols are optional: no other may be among them.
+fn left_out(refused: Vec<String>, optional: &BTreeSet<String>) -> Result<Vec<String>> {
+    let is_optional = |line: &String| {
+        let name = line.strip_prefix("CONFIG_").and_then(|l| l.split_once('='));
+        name.is_some_and(|(name, _)| optional.contains(name))
+    };
+    let (left_out, refused): (Vec<_>, Vec<_>) = refused.into_iter().partition(is_optional);
+    if refused.is_empty() {
+        return Ok(left_out);
+    }
+    Err(fail(
+        Exit::Build,
+        format!(
+            "kconfig did not take {} of the lines in configs/:\n  {}",
+            refused.len(),
+            refused.join("\n  ")
+        ),
+        "a line is refused where its dependencies are off (CONFIG_RUST needs the tools \
+         that `cargo xtask setup` installs) or where the series does not bring the symbol",
+    ))
+}
+
 /// The lines of the fragments, the later ones winning, that a configuration does not have.
 fn refused(fragments: &[String], config: &str) -> Vec<String> {
     let result = values(config);
@@ -410,6 +437,21 @@ mod tests {
             ["CONFIG_X=y (is not there)"]
         );
         assert!(refused(&["CONFIG_KEYS=\"\"\n".to_owned()], "").is_empty());
+    }
+
+    #[test]
+    fn an_optional_line_is_left_out_and_any_other_refused() {
+        let refused = |lines: &[&str]| lines.iter().map(|line| line.to_string()).collect();
+        let optional = BTreeSet::from(["LAZY".to_owned()]);
+        let lazy = "CONFIG_LAZY=y (is not there)";
+        assert_eq!(left_out(refused(&[lazy]), &optional).unwrap(), [lazy]);
+        assert!(left_out(refused(&[lazy]), &BTreeSet::new()).is_err());
+        let other = "CONFIG_LAZY_NOT=y (is n)";
+        let error = left_out(refused(&[lazy, other]), &optional).unwrap_err();
+        let (exit, error) = crate::failure::classify(error);
+        let text = error.to_string();
+        assert_eq!(exit, Exit::Build);
+        assert!(text.contains(other) && !text.contains(lazy), "{text}");
     }
 
     #[test]

@@ -237,7 +237,7 @@ fn build(project: &Project, options: &Options, config: &Path) -> Result<()> {
         copy(&project.repo.join(script), out.join(script))?;
     }
     copy(&perf(&shop.tree, arch, &out)?, tools.join("perf"))?;
-    for program in shop.selftests(arch)? {
+    for program in shop.selftests(&build)? {
         let name = program.file_name().context("a program has a name")?;
         copy(&program, tools.join("selftests").join(name))?;
     }

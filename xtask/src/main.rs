@@ -6,6 +6,7 @@ mod apt;
 mod arch;
 mod base;
 mod bench;
+mod bisect;
 mod cache;
 mod compare;
 mod console;
@@ -168,6 +169,12 @@ enum Command {
     /// Checks the fences: what may stand where, formatting, checkpatch --strict.
     #[command(after_help = "Example: cargo xtask tidy")]
     Tidy,
+    /// Builds and boots the series patch by patch, the option off and on.
+    #[command(after_help = "Example: cargo xtask bisect --arch x86_64 --patch 13..15")]
+    Bisect {
+        #[command(flatten)]
+        options: bisect::Options,
+    },
     /// Asks the kernel's memory model about every litmus test of the series.
     #[command(after_help = "Example: cargo xtask litmus")]
     Litmus,
@@ -391,6 +398,7 @@ fn run(cli: Cli) -> Result<Exit> {
             recorder.stage("litmus", || Ok(cases));
             return Ok(recorder.finish());
         }
+        Command::Bisect { options } => return bisect::run(&project, &options),
         Command::Mutants { options } => return mutants::run(&project, &options),
     }
     Ok(Exit::Ok)

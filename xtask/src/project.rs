@@ -91,7 +91,8 @@ impl Project {
 impl Workshop<'_> {
     /// A build of the patched tree.
     pub fn build<'b>(&'b self, arch: &'static Arch, variant: &'b str) -> Result<Build<'b>> {
-        self.build_of(&self.selection, self.tree.clone(), arch, variant)
+        let suffix = self.selection.suffix();
+        self.build_of(&self.selection, &suffix, self.tree.clone(), arch, variant)
     }
 
     /// A build of the base tree as it is.
@@ -101,12 +102,33 @@ impl Workshop<'_> {
             skip: Vec::new(),
         };
         let tree = tree::patched(&self.project.cache, &self.base, &self.series, &none)?;
-        self.build_of(&none, tree, arch, variant)
+        self.build_of(&none, &none.suffix(), tree, arch, variant)
+    }
+
+    /// A build of the tree that goes through the series, after so many patches. Only after the last
+    /// one does it have to have every symbol that the series brings.
+    pub fn build_step<'b>(
+        &'b self,
+        upto: usize,
+        tree: PathBuf,
+        arch: &'static Arch,
+        variant: &'b str,
+    ) -> Result<Build<'b>> {
+        let selection = Selection {
+            upto: Some(upto),
+            skip: Vec::new(),
+        };
+        let build = self.build_of(&selection, tree::STEPPED, tree, arch, variant)?;
+        Ok(match upto < self.series.patches.len() {
+            true => build.without(self.series.symbols()),
+            false => build,
+        })
     }
 
     fn build_of<'b>(
         &'b self,
         selection: &Selection,
+        suffix: &str,
         tree: PathBuf,
         arch: &'static Arch,
         variant: &'b str,
@@ -117,7 +139,7 @@ impl Workshop<'_> {
         Build::new(
             &self.project.cache,
             &self.tools,
-            self.source(selection, tree),
+            self.source(suffix, tree),
             &series,
             arch,
             variant,
@@ -127,14 +149,14 @@ impl Workshop<'_> {
     /// A build of the patched tree for a person's own configuration, in a folder of its own.
     pub fn build_own(&self, arch: &'static Arch, out: PathBuf) -> Result<Build<'_>> {
         self.project.cache.lock(Part::Trees)?;
-        let source = self.source(&self.selection, self.tree.clone());
+        let source = self.source(&self.selection.suffix(), self.tree.clone());
         Build::own(&self.project.cache, &self.tools, source, arch, out)
     }
 
-    fn source(&self, selection: &Selection, tree: PathBuf) -> Source {
+    fn source(&self, suffix: &str, tree: PathBuf) -> Source {
         Source {
             tree,
-            id: format!("{}{}", self.base.id, selection.suffix()),
+            id: format!("{}{suffix}", self.base.id),
             origin: self.base.origin,
             repo: self.project.repo.clone(),
         }

@@ -111,6 +111,29 @@ fn diff_path(line: &str) -> Option<&str> {
         .map(|(path, _)| path)
 }
 
+/// The Kconfig symbols whose definitions a diff touches.
+fn symbols_of(diff: &str) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    let (mut inside, mut symbol) = (false, None);
+    for line in diff.lines() {
+        if let Some(path) = diff_path(line) {
+            let name = path.rsplit('/').next();
+            inside = name.is_some_and(|name| name.starts_with("Kconfig"));
+        } else if let Some((_, place)) = line.strip_prefix("@@ ").and_then(|l| l.split_once("@@ "))
+        {
+            // Where git found it, the definition that the hunk begins in.
+            symbol = place.strip_prefix("config ");
+        } else if inside && !line.starts_with("+++") && !line.starts_with("---") {
+            let text = line.get(1..).unwrap_or_default();
+            symbol = text.strip_prefix("config ").or(symbol);
+            if line.starts_with(['+', '-']) {
+                found.extend(symbol.map(str::to_owned));
+            }
+        }
+    }
+    found
+}
+
 /// The whole series and the repository that its new files are in.
 #[derive(Debug)]
 pub struct Series {
@@ -215,6 +238,14 @@ impl Series {
     pub fn changes(&self, base: &Path, selection: &Selection) -> Result<Changes> {
         let patches = self.select(selection)?;
         Ok(combined(assemble(base, &self.repo, &patches, false)?))
+    }
+
+    /// The Kconfig symbols that the hunks define or change.
+    pub fn symbols(&self) -> BTreeSet<String> {
+        self.patches
+            .iter()
+            .flat_map(|patch| symbols_of(&patch.diff))
+            .collect()
     }
 
     /// Every file of this repository that belongs into the kernel.
@@ -592,6 +623,24 @@ pub mod tests {
         assert!(series.select(&skip(&["0009"])).is_err());
         assert!(series.select(&skip(&[""])).is_err());
         assert_eq!(skip(&["0002", "0003"]).suffix(), "-skip0002+0003");
+    }
+
+    #[test]
+    fn symbols_are_those_that_a_hunk_defines_or_changes() {
+        let diff = "diff --git a/kernel/fork.c b/kernel/fork.c\n--- a/kernel/fork.c\n\
+                    +++ b/kernel/fork.c\n@@ -1 +1,2 @@ config NONE\n a\n+config NEITHER\n\
+                    diff --git a/arch/Kconfig b/arch/Kconfig\n--- a/arch/Kconfig\n\
+                    +++ b/arch/Kconfig\n@@ -5,5 +5,6 @@ config FIRST\n \n+\tdepends on A\n \n \
+                    config SECOND\n-\tbool\n+\tbool \"Second\"\n config NOT_THIS\n@@ -50 +51,3 @@\n \
+                    a\n+config THIRD\n+\tbool\n";
+        let found: Vec<String> = symbols_of(diff).into_iter().collect();
+        assert_eq!(found, ["FIRST", "SECOND", "THIRD"]);
+        // What the variants ask for without the series, the last one aside.
+        let ours = Series::load(&crate::project::repository()).unwrap();
+        for symbol in ["MMU_LAZY_TLB_SHOOTDOWN", "MMU_LAZY_TLB_SHOOTDOWN_RUST"] {
+            assert!(ours.symbols().contains(symbol), "{symbol}");
+        }
+        assert!(!ours.symbols().contains("RUST"));
     }
 
     #[test]

@@ -26,6 +26,9 @@ const EPOCH: u64 = 1_767_225_600;
 /// Roughly how many files a kernel tree has, for progress.
 const FILES: u64 = 96_000;
 
+/// What the names end with of the tree in [`stepped`], and of what is built of it.
+pub const STEPPED: &str = "-bisect";
+
 /// The branch of a generated tree.
 const BRANCH: &str = "lazy-tlb";
 
@@ -39,7 +42,7 @@ pub fn patched(
     selection: &Selection,
 ) -> Result<PathBuf> {
     let wanted = series.changes(&base.dir, selection)?;
-    hold(cache, base, selection, &wanted)
+    hold(cache, base, &selection.suffix(), &wanted)
 }
 
 /// The same with all that the series changes and a mutant, which the next [`patched`] takes out
@@ -47,13 +50,18 @@ pub fn patched(
 pub fn mutated(cache: &Cache, base: &Base, all: &Changes, mutant: &Patch) -> Result<PathBuf> {
     let mut wanted = all.clone();
     wanted.extend(on_top(&base.dir, all, mutant)?);
-    hold(cache, base, &Selection::default(), &wanted)
+    hold(cache, base, &Selection::default().suffix(), &wanted)
 }
 
-/// Makes the cache's tree of a selection hold the base with the wanted changes.
-fn hold(cache: &Cache, base: &Base, selection: &Selection, wanted: &Changes) -> Result<PathBuf> {
+/// The tree that goes through the series patch by patch, with what the patches so far change.
+pub fn stepped(cache: &Cache, base: &Base, wanted: &Changes) -> Result<PathBuf> {
+    hold(cache, base, STEPPED, wanted)
+}
+
+/// Makes the cache's tree of that suffix hold the base with the wanted changes.
+fn hold(cache: &Cache, base: &Base, suffix: &str, wanted: &Changes) -> Result<PathBuf> {
     cache.lock(Part::Trees)?;
-    let name = format!("{}{}", base.id, selection.suffix());
+    let name = format!("{}{suffix}", base.id);
     let dir = cache.path("tree").join(&name);
     let record = cache.path("tree").join(format!("{name}.patched"));
     let stamp = cache.path("tree").join(format!("{name}.stamp"));
@@ -640,6 +648,42 @@ mod tests {
         assert!(fs::read_to_string(whole.join("kernel/fork.c"))
             .unwrap()
             .contains("third"));
+    }
+
+    #[test]
+    fn a_stepped_tree_is_one_of_its_own_and_only_what_changes_is_written() {
+        let (dir, base, repo) = fixture();
+        let cache = Cache::at(dir.path().join("cache")).unwrap();
+        let (base, series) = (base_at(&base), Series::load(&repo).unwrap());
+        let whole = patched(&cache, &base, &series, &Selection::default()).unwrap();
+        let before = snapshot(&whole).unwrap();
+        let patches: Vec<&Patch> = series.patches.iter().collect();
+        let mut changes = Changes::new();
+        let mut seen = Vec::new();
+        for step in assemble(&base.dir, &repo, &patches, false).unwrap() {
+            changes.extend(step.changes);
+            let tree = stepped(&cache, &base, &changes).unwrap();
+            let fork = tree.join("kernel/fork.c");
+            let text = fs::read_to_string(&fork).unwrap();
+            let ours = tree.join("mm/lazy_tlb/lazy_tlb.rs").exists();
+            seen.push((text.contains("first"), ours, text.contains("third")));
+            if seen.len() == 2 {
+                // The second patch leaves the first one's file alone, and so does going there.
+                let first = fs::metadata(&fork).unwrap().modified().unwrap();
+                stepped(&cache, &base, &changes).unwrap();
+                assert_eq!(fs::metadata(&fork).unwrap().modified().unwrap(), first);
+            }
+            assert_ne!(tree, whole);
+        }
+        assert_eq!(
+            seen,
+            [
+                (true, false, false),
+                (true, true, false),
+                (true, true, true)
+            ]
+        );
+        assert_eq!(snapshot(&whole).unwrap(), before);
     }
 
     #[test]

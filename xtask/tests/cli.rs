@@ -4,9 +4,9 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
 
-const COMMANDS: [&str; 15] = [
+const COMMANDS: [&str; 16] = [
     "setup", "tree", "import", "apply", "build", "boot", "run", "test", "series", "tidy", "litmus",
-    "mutants", "lab", "report", "help",
+    "mutants", "bisect", "lab", "report", "help",
 ];
 
 /// Runs xtask with a cache of its own and nothing from the surroundings.
@@ -55,7 +55,7 @@ fn every_command_helps_with_a_sentence_and_an_example() {
 
 #[test]
 fn wrong_usage_is_2() {
-    let cases: [&[&str]; 14] = [
+    let cases: [&[&str]; 16] = [
         &["lab"],
         &["lab", "--config", "/nonexistent/config"],
         &["lab", "--import", "/dev/null"],
@@ -69,6 +69,8 @@ fn wrong_usage_is_2() {
         &["test", "--variant", "none"],
         &["boot", "--init", "/nonexistent/init"],
         &["mutants", "--arch", "vax"],
+        &["bisect", "--patch", "3..2"],
+        &["bisect", "--patch", "999"],
         &["mutants", "--only", "none"],
     ];
     for args in cases {
