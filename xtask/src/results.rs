@@ -1017,7 +1017,7 @@ mod tests {
         let x86 = &report[report.find("### x86_64").unwrap()..];
         let both = row(x86, ["build", "4", "shootdown"]);
         assert_eq!(both[3..9], ["2", "1, 2", "7.3.4", "2000", "40.00", "3.00"]);
-        assert_eq!(both[15], "7 (emulated)");
+        assert_eq!(both[16], "7 (emulated)");
         assert_eq!(row(x86, ["build", "8", "refcount"])[7], "-");
         for file in ["ipis-a.json", "ipis-b.json", "ipis-c.json"] {
             assert!(x86.contains(&format!("From `{file}`")), "{x86}");
