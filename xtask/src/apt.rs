@@ -182,7 +182,7 @@ fn newest_first<'a>(versions: impl Iterator<Item = &'a str>, prefix: &str) -> Re
 }
 
 /// Numbers as numbers; enough to order Debian's versions of one package.
-fn version_key(version: &str) -> Vec<(u64, String)> {
+pub fn version_key(version: &str) -> Vec<(u64, String)> {
     let words = version.split(|c: char| !c.is_ascii_alphanumeric());
     words
         .map(|w| (w.parse().unwrap_or(0), w.to_owned()))

@@ -16,7 +16,7 @@ use crate::sh::{self, Progress};
 /// The release that the series is for.
 pub const SERIES: &str = "7.3";
 /// Where Debian has 7.3, in the order of asking; later suites hold it only for a while.
-const SUITES: [&[&str]; 2] = [&["trixie-backports"], &["forky", "sid"]];
+pub const SUITES: [&[&str]; 2] = [&["trixie-backports"], &["forky", "sid"]];
 /// Roughly how many files a kernel tarball has, for progress.
 const FILES: u64 = 96_000;
 
@@ -30,6 +30,17 @@ pub enum Origin {
     Debian,
     /// `--linux DIR`.
     User,
+}
+
+impl Origin {
+    /// In a word.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Origin::Upstream => "upstream",
+            Origin::Debian => "debian",
+            Origin::User => "user",
+        }
+    }
 }
 
 /// A base tree, on disk.
@@ -54,8 +65,8 @@ struct Stamp {
     sha256: String,
 }
 
-/// The version in a kernel tree's Makefile; an error where it is not the series'.
-pub fn version_of(dir: &Path) -> Result<String> {
+/// The version in a kernel tree's Makefile.
+pub fn any_version_of(dir: &Path) -> Result<String> {
     let makefile = fs::read_to_string(dir.join("Makefile")).unwrap_or_default();
     let field = |name: &str| {
         let value = makefile.lines().find_map(|line| {
@@ -64,17 +75,22 @@ pub fn version_of(dir: &Path) -> Result<String> {
         });
         value.unwrap_or_default()
     };
-    if field("VERSION").is_empty() || field("PATCHLEVEL").is_empty() {
+    let (version, patchlevel) = (field("VERSION"), field("PATCHLEVEL"));
+    if version.is_empty() || patchlevel.is_empty() {
         return Err(fail(
             Exit::BaseTree,
             format!("{} is not a Linux tree", dir.display()),
             format!("name the top folder of a Linux {SERIES}.x tree"),
         ));
     }
-    let (version, patchlevel, sublevel) =
-        (field("VERSION"), field("PATCHLEVEL"), field("SUBLEVEL"));
-    let found = format!("{version}.{patchlevel}.{sublevel}{}", field("EXTRAVERSION"));
-    if format!("{version}.{patchlevel}") != SERIES {
+    let (sublevel, extra) = (field("SUBLEVEL"), field("EXTRAVERSION"));
+    Ok(format!("{version}.{patchlevel}.{sublevel}{extra}"))
+}
+
+/// The same; an error where it is not the series'.
+pub fn version_of(dir: &Path) -> Result<String> {
+    let found = any_version_of(dir)?;
+    if !found.starts_with(&format!("{SERIES}.")) {
         return Err(fail(
             Exit::BaseTree,
             format!(
@@ -178,35 +194,77 @@ fn cached(cache: &Cache) -> Result<Option<Base>> {
     Ok(found.pop())
 }
 
+/// A kernel in Debian's archive, in one of the two ways in which it is there.
+pub struct Offer {
+    /// Such as 7.3.4.
+    pub version: String,
+    /// Upstream's tarball, or a package with Debian's patches.
+    pub origin: Origin,
+    /// The package and its version.
+    spec: String,
+}
+
+impl Offer {
+    /// What some suites have, upstream's tarballs first.
+    pub fn all(apt: &Suites, wanted: impl Fn(&str) -> bool) -> Result<Vec<Self>> {
+        let offer = |origin: Origin, package: &str, version: &str| {
+            let upstream = version.split('-').next().unwrap_or(version).to_owned();
+            wanted(&upstream).then(|| Offer {
+                version: upstream,
+                origin,
+                spec: format!("{package}={version}"),
+            })
+        };
+        let sources = apt.source_versions("linux", "")?;
+        let mut offers: Vec<Self> = sources
+            .iter()
+            .filter_map(|version| offer(Origin::Upstream, "linux", version))
+            .collect();
+        let release = |version: &str| version.splitn(3, '.').take(2).collect::<Vec<_>>().join(".");
+        let mut releases: Vec<String> = offers.iter().map(|o| release(&o.version)).collect();
+        releases.push(SERIES.into());
+        releases.sort();
+        releases.dedup();
+        for release in releases {
+            let package = format!("linux-source-{release}");
+            let versions = apt.binary_versions(&package, &format!("{release}."))?;
+            let debian = versions
+                .iter()
+                .filter_map(|version| offer(Origin::Debian, &package, version));
+            offers.extend(debian);
+        }
+        Ok(offers)
+    }
+
+    /// Downloads it and returns where it is.
+    pub fn download(&self, cache: &Cache, apt: &Suites) -> Result<PathBuf> {
+        let (args, dir): (&[&str], _) = match self.origin {
+            Origin::Debian => (&["download"], self.spec.replace('=', "_")),
+            _ => (
+                &["source", "--download-only", "--tar-only"],
+                format!("linux-{}-orig", self.version),
+            ),
+        };
+        let dir = cache.path("dl").join(dir);
+        apt.download(&[args, &[&self.spec]].concat(), &dir)
+            .inspect_err(|_| match self.origin {
+                Origin::Debian => println!("{} is not to be had", self.spec),
+                _ => println!("upstream's tarball of {} is not to be had", self.version),
+            })?;
+        Ok(dir)
+    }
+}
+
 fn fetch(cache: &Cache) -> Result<Base> {
     cache.need_space(6, "a base tree and a kernel build")?;
     let prefix = format!("{SERIES}.");
-    let package = format!("linux-source-{SERIES}");
     let mut said = Vec::new();
     for suites in SUITES {
         let apt = Suites::open(cache, suites)?;
-        for version in apt.source_versions("linux", &prefix)? {
-            let upstream = version.split('-').next().unwrap_or(&version).to_owned();
-            let spec = format!("linux={version}");
-            let dir = cache.path(format!("dl/linux-{upstream}-orig"));
-            let args = ["source", "--download-only", "--tar-only", &spec];
-            match apt.download(&args, &dir) {
-                Ok(()) => return unpack(cache, &dir, Origin::Upstream),
-                Err(error) => {
-                    println!("upstream's tarball of {upstream} is not to be had");
-                    said.push(format!("{error:#}"));
-                }
-            }
-        }
-        for version in apt.binary_versions(&package, &prefix)? {
-            let spec = format!("{package}={version}");
-            let dir = cache.path(format!("dl/{package}_{version}"));
-            match apt.download(&["download", &spec], &dir) {
-                Ok(()) => return unpack(cache, &dir, Origin::Debian),
-                Err(error) => {
-                    println!("{spec} is not to be had");
-                    said.push(format!("{error:#}"));
-                }
+        for offer in Offer::all(&apt, |version| version.starts_with(&prefix))? {
+            match offer.download(cache, &apt) {
+                Ok(dir) => return keep(cache, &dir, offer.origin),
+                Err(error) => said.push(format!("{error:#}")),
             }
         }
     }
@@ -216,12 +274,15 @@ fn fetch(cache: &Cache) -> Result<Base> {
             "found no Linux {SERIES} in Debian's archive\n{}",
             said.join("\n")
         ),
-        format!("unpack Linux {SERIES}.x yourself and give its folder as LINUX=DIR"),
+        format!(
+            "unpack Linux {SERIES}.x yourself and give its folder as LINUX=DIR; with one, \
+             `cargo xtask drift` tries the series on the other kernels that the archive has"
+        ),
     ))
 }
 
-/// Unpacks what was downloaded into the cache.
-fn unpack(cache: &Cache, download: &Path, origin: Origin) -> Result<Base> {
+/// Unpacks what was downloaded into a scratch folder of the cache; returns it and the file.
+pub fn unpack(cache: &Cache, download: &Path, origin: Origin) -> Result<(PathBuf, PathBuf)> {
     let ending = match origin {
         Origin::Debian => ".deb",
         _ => ".orig.tar.xz",
@@ -231,7 +292,6 @@ fn unpack(cache: &Cache, download: &Path, origin: Origin) -> Result<Base> {
         .map(|entry| entry.path())
         .find(|path| path.to_string_lossy().ends_with(ending))
         .with_context(|| format!("no *{ending} in {}", download.display()))?;
-    let sha256 = hash_file(&file)?;
     let part = cache.path("base/unpacking");
     if part.exists() {
         fs::remove_dir_all(&part)?;
@@ -254,13 +314,15 @@ fn unpack(cache: &Cache, download: &Path, origin: Origin) -> Result<Base> {
     sh::logged(&command, &log, Exit::Environment, remedy, |_| {
         progress.tick("")
     })?;
-    drop(progress);
+    Ok((part, file))
+}
 
+/// Keeps what was downloaded as a base tree.
+fn keep(cache: &Cache, download: &Path, origin: Origin) -> Result<Base> {
+    let (part, file) = unpack(cache, download, origin)?;
+    let sha256 = hash_file(&file)?;
     let version = version_of(&part)?;
-    let origin_name = match origin {
-        Origin::Debian => "debian",
-        _ => "upstream",
-    };
+    let origin_name = origin.name();
     if origin == Origin::Debian {
         println!(
             "note: this base is Linux {version} with Debian's patches; upstream's own tarball was \

@@ -11,6 +11,7 @@ mod cache;
 mod compare;
 mod console;
 mod disasm;
+mod drift;
 mod failure;
 mod guest;
 mod kbuild;
@@ -169,6 +170,12 @@ enum Command {
     /// Checks the fences: what may stand where, formatting, checkpatch --strict.
     #[command(after_help = "Example: cargo xtask tidy")]
     Tidy,
+    /// Tries the series on every kernel from 7.2 on that Debian's archive has, and on LINUX=.
+    #[command(after_help = "Example: cargo xtask drift --out rebased")]
+    Drift {
+        #[command(flatten)]
+        options: drift::Options,
+    },
     /// Builds and boots the series patch by patch, the option off and on.
     #[command(after_help = "Example: cargo xtask bisect --arch x86_64 --patch 13..15")]
     Bisect {
@@ -398,6 +405,7 @@ fn run(cli: Cli) -> Result<Exit> {
             recorder.stage("litmus", || Ok(cases));
             return Ok(recorder.finish());
         }
+        Command::Drift { options } => return drift::run(&project, &options),
         Command::Bisect { options } => return bisect::run(&project, &options),
         Command::Mutants { options } => return mutants::run(&project, &options),
     }

@@ -408,7 +408,7 @@ fn git_apply(dir: &Path, patch: &Patch, reverse: bool) -> Result<()> {
 }
 
 /// Says which hunk of which file git stumbled over.
-fn explain(patch: &Patch, stderr: &str) -> String {
+pub fn explain(patch: &Patch, stderr: &str) -> String {
     let path = patch.path();
     let mut what = format!("{} does not apply: {}", path.display(), stderr.trim());
     for line in stderr.lines() {

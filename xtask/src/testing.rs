@@ -18,7 +18,7 @@ use crate::guest::{self, Guest, GuestFile};
 use crate::kbuild::Build;
 use crate::project::{Project, Workshop};
 use crate::report::{Case, Recorder};
-use crate::series::{Content, Selection};
+use crate::series::Selection;
 use crate::{bench, compare, disasm, ktap, litmus, mail, sh, tidy, tree};
 
 /// A stage that needs no kernel.
@@ -494,7 +494,7 @@ fn series(project: &Project, shop: &Workshop<'_>) -> Result<Vec<Case>> {
     }));
 
     let scratch = dir.path().join("scratch");
-    scratch_tree(&scratch, shop)?;
+    tree::touched(&shop.base.dir, &shop.series, &scratch)?;
     let before = tree::snapshot(&scratch)?;
     cases.push(Case::of("series/apply", {
         tree::apply(&shop.series, &scratch, false).and_then(|()| {
@@ -529,17 +529,6 @@ fn git_am(dir: &Path, patches: &[&PathBuf], log: &Path) -> Result<()> {
         "export it and look at the mail named in the log",
         |_| (),
     )
-}
-
-/// The part of the base tree that the series touches.
-fn scratch_tree(to: &Path, shop: &Workshop<'_>) -> Result<()> {
-    let touched = shop.series.patches.iter().flat_map(|patch| patch.touches());
-    for path in touched.chain([PathBuf::from("Makefile")]) {
-        if let Some(content) = Content::read(&shop.base.dir.join(&path))? {
-            content.write(&to.join(&path))?;
-        }
-    }
-    Ok(())
 }
 
 impl Built {

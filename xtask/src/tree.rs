@@ -176,6 +176,17 @@ fn mirror(from: &Path, to: &Path, but: &BTreeSet<PathBuf>) -> Result<()> {
     Ok(())
 }
 
+/// Writes what the series touches of a tree, and the Makefile that says which tree it is.
+pub fn touched(from: &Path, series: &Series, to: &Path) -> Result<()> {
+    let touched = series.patches.iter().flat_map(|patch| patch.touches());
+    for path in touched.chain([PathBuf::from("Makefile")]) {
+        if let Some(content) = Content::read(&from.join(&path))? {
+            content.write(&to.join(&path))?;
+        }
+    }
+    Ok(())
+}
+
 /// Which files of an exported tree are checked out.
 pub enum Checkout {
     /// None; its commits are what is wanted.
