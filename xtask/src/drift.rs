@@ -307,7 +307,7 @@ fn output(git: &mut Command) -> Result<Output> {
 /// Applies a patch as well as git can.
 fn one(tree: &Path, patch: &Patch, mail: &Path) -> Result<Tried> {
     let as_it_is = output(git(tree).args(["apply", "--check"]).arg(mail))?;
-    let detail = match as_it_is.status.success() {
+    let mut detail = match as_it_is.status.success() {
         true => String::new(),
         false => explain(patch, &String::from_utf8_lossy(&as_it_is.stderr)),
     };
@@ -316,7 +316,9 @@ fn one(tree: &Path, patch: &Patch, mail: &Path) -> Result<Tried> {
         (true, true) => Fit::Clean,
         (true, false) => Fit::Merged,
         (false, _) => {
-            without_conflicts(tree)?;
+            for path in without_conflicts(tree)? {
+                detail.push_str(&format!("\n  left out: what conflicts in {path}"));
+            }
             Fit::Conflict
         }
     };
@@ -327,8 +329,8 @@ fn one(tree: &Path, patch: &Patch, mail: &Path) -> Result<Tried> {
     })
 }
 
-/// Goes on with a patch that conflicts, without the hunks that do.
-fn without_conflicts(tree: &Path) -> Result<()> {
+/// Goes on with a patch that conflicts, without the hunks that do; returns the files that these are in.
+fn without_conflicts(tree: &Path) -> Result<Vec<String>> {
     let unmerged = sh::capture(git(tree).args(["diff", "--name-only", "--diff-filter=U"]))?;
     for path in unmerged.lines() {
         let scratch = tempfile::tempdir()?;
@@ -362,7 +364,7 @@ fn without_conflicts(tree: &Path) -> Result<()> {
         false => "--continue",
     };
     sh::capture(git(tree).args(["am", "--quiet", end]))?;
-    Ok(())
+    Ok(unmerged.lines().map(str::to_owned).collect())
 }
 
 /// What does not apply as it is.
@@ -480,7 +482,8 @@ mod tests {
         let said = details(&outcome);
         assert!(
             said.contains("CONFLICT 0003-third.patch")
-                && said.contains("hunk 2 of 2 in kernel/fork.c"),
+                && said.contains("hunk 2 of 2 in kernel/fork.c")
+                && said.contains("left out: what conflicts in kernel/fork.c"),
             "{said}"
         );
         // The other hunk is in, and the mail with it.
