@@ -247,7 +247,7 @@ fn build(project: &Project, options: &Options, config: &Path) -> Result<()> {
 }
 
 /// Builds perf, with as little as it can do with, and returns where it is.
-fn perf(tree: &Path, arch: &Arch, out: &Path) -> Result<PathBuf> {
+pub fn perf(tree: &Path, arch: &Arch, out: &Path) -> Result<PathBuf> {
     let dir = out.join("perf-build");
     fs::create_dir_all(&dir).with_context(|| format!("creating {}", dir.display()))?;
     let mut make = Command::new("make");
@@ -330,7 +330,23 @@ pub struct Results {
     pub started: u64,
     /// The state of the machine, by file.
     pub facts: BTreeMap<String, String>,
+    /// Where the machine was a guest of `bench perf`: what the report calls it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guest: Option<Guest>,
     pub runs: Vec<Run>,
+}
+
+/// A guest that stood in for a machine.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Guest {
+    /// How to measure it again, all policies.
+    pub command: String,
+    pub arch: String,
+    pub cpus: usize,
+    /// Whether the times are an emulator's.
+    pub times_emulated: bool,
+    /// What it ran on.
+    pub host: String,
 }
 
 /// One call of perf.
@@ -549,6 +565,7 @@ impl Results {
                 .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
                 .collect(),
             policy,
+            guest: None,
             runs,
         })
     }
@@ -558,7 +575,10 @@ impl Results {
         let Results {
             policy, started, ..
         } = self;
-        format!("{FILES}{}-{policy}-{started}.json", self.machine.arch)
+        match &self.guest {
+            None => format!("{FILES}{}-{policy}-{started}.json", self.machine.arch),
+            Some(Guest { arch, cpus, .. }) => format!("{FILES}guest-{arch}-{cpus}-{policy}.json"),
+        }
     }
 
     /// What it may be compared with.
@@ -567,6 +587,7 @@ impl Results {
             release: self.machine.host_kernel.clone(),
             version: self.version.clone(),
             cmdline: self.cmdline.clone(),
+            guest: self.guest.clone(),
         }
     }
 
@@ -582,6 +603,7 @@ pub struct Setting {
     pub release: String,
     pub version: String,
     pub cmdline: String,
+    pub guest: Option<Guest>,
 }
 
 /// Something that perf measures.

@@ -22,6 +22,7 @@ mod litmus;
 mod mail;
 mod model;
 mod mutants;
+mod perfbench;
 mod project;
 mod report;
 mod results;
@@ -221,6 +222,14 @@ enum Bench {
         #[arg(long, value_name = "FILE")]
         json: Option<PathBuf>,
     },
+    /// What perf bench sched lazy-tlb says in a guest under each policy; without KVM, emulated.
+    #[command(after_help = "Example: cargo xtask bench perf --arch arm64")]
+    Perf {
+        #[command(flatten)]
+        kernel: Kernel,
+        #[command(flatten)]
+        options: perfbench::Options,
+    },
     /// What a lazy TLB borrow costs on this machine, in a model of the hot path; not the kernel.
     #[command(after_help = "Example: cargo xtask bench model --repeat 9")]
     Model {
@@ -382,6 +391,14 @@ fn run(cli: Cli) -> Result<Exit> {
             kernelbench::run(&project, &build, &options, json.as_deref())?;
         }
         Command::Bench {
+            bench: Some(Bench::Perf { kernel, options }),
+        } => {
+            let arch = arch::find(&kernel.target.arch)?;
+            let shop = project.workshop(&kernel.target.skip.skip, &[arch])?;
+            let build = shop.build(arch, &kernel.variant)?;
+            perfbench::run(&project, &shop, &build, &options)?;
+        }
+        Command::Bench {
             bench: Some(Bench::Model { options, json }),
         } => model::run(&project, &options, json.as_deref())?,
         Command::Bench { bench: None } => return bench_everything(project.linux.as_deref()),
@@ -413,10 +430,11 @@ fn run(cli: Cli) -> Result<Exit> {
 }
 
 /// Everything that can be measured on any machine, each as a command that can be given alone.
-const BENCHES: [&str; 4] = [
+const BENCHES: [&str; 5] = [
     "bench model",
     "bench kernel --arch um",
     "bench ipis",
+    "bench perf",
     "report",
 ];
 

@@ -285,11 +285,14 @@ impl Folder {
         }
         for (setting, boots) in self.boots() {
             for (_, policy) in boots.iter().filter(|b| b.1.is_empty()).map(|b| b.0) {
-                missing.push(format!(
-                    "perf bench of {policy} on Linux {}: boot it with `lazy_tlb={policy}` and run \
-                     `lazy-tlb-lab.sh`",
-                    setting.release
-                ));
+                missing.push(match &setting.guest {
+                    None => format!(
+                        "perf bench of {policy} on Linux {}: boot it with `lazy_tlb={policy}` and \
+                         run `lazy-tlb-lab.sh`",
+                        setting.release
+                    ),
+                    Some(guest) => format!("perf bench of {policy}: `{}`", guest.command),
+                });
             }
         }
         if self.perf.is_empty() {
@@ -542,6 +545,19 @@ fn columns<'a, 'b>(boots: &'b Boots<'a>) -> Vec<(&'b str, Vec<&'a lab::Results>)
 fn perf_section(setting: &lab::Setting, boots: &Boots<'_>, plot: &str) -> String {
     let columns = columns(boots);
     let mut text = format!("\n### Linux {}\n\n", setting.release);
+    if let Some(guest) = &setting.guest {
+        text = format!("\n### Guest {}, {} CPUs\n\n", guest.arch, guest.cpus);
+        if guest.times_emulated {
+            text.push_str(
+                "**Emulated:** the times are an emulator's, and say nothing of a machine. What can be \
+                 compared is whether one policy does more than another.\n\n",
+            );
+        }
+        text.push_str(&format!(
+            "On {}; again: `{}`\n\n",
+            guest.host, guest.command
+        ));
+    }
     if let Some(first) = columns.iter().find_map(|(_, boots)| boots.first()) {
         let Machine {
             cpu_model, cpus, ..
@@ -1069,6 +1085,32 @@ mod tests {
             "{hash}"
         );
         assert!(hash.contains("of powerpc-radix") && !hash.contains("of powerpc-hash"));
+    }
+
+    #[test]
+    fn a_guest_is_told_from_a_machine_and_its_times_from_times() {
+        let mut guest = lab::tests::example("defer");
+        let command = "cargo xtask bench perf --arch arm64";
+        guest.guest = Some(lab::Guest {
+            command: command.into(),
+            arch: "arm64".into(),
+            cpus: 4,
+            times_emulated: true,
+            host: "Some CPU, 2 CPUs".into(),
+        });
+        assert_eq!(guest.file(), "perf-guest-arm64-4-defer.json");
+        let machine = lab::tests::example("defer");
+        let files = [&guest, &machine].map(|r| (r.file(), serde_json::to_string(r).unwrap()));
+        let files = files.each_ref().map(|(n, text)| (n.as_str(), text.clone()));
+        let report = report(&files);
+        assert_eq!(report.matches("\n### ").count(), 2, "{report}");
+        assert_eq!(report.matches("**Emulated:**").count(), 1, "{report}");
+        for words in [
+            "### Guest arm64, 4 CPUs\n".to_owned(),
+            format!("- perf bench of refcount: `{command}`"),
+        ] {
+            assert!(report.contains(&words), "{words}: {report}");
+        }
     }
 
     #[test]

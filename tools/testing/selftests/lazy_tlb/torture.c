@@ -1117,7 +1117,7 @@ FIXTURE_SETUP(torture)
 	lazy_setup(_metadata, &self->t, false);
 	if (_metadata->exit_code)
 		return;
-	self->seconds = lazy_env("LAZY_TLB_SECONDS", 10);
+	self->seconds = lazy_env("LAZY_TLB_SECONDS", 5);
 	TH_LOG("LAZY_TLB_SECONDS=%.0f", self->seconds);
 	storm.tally = mmap(NULL, sizeof(*storm.tally), PROT_READ | PROT_WRITE,
 			   MAP_SHARED | MAP_ANONYMOUS, -1, 0);
