@@ -38,7 +38,7 @@ struct Tidy<'a> {
 
 type Check = fn(&Tidy<'_>) -> Result<Vec<String>>;
 
-const CHECKS: [(&str, Check); 10] = [
+const CHECKS: [(&str, Check); 11] = [
     ("unsafe and bindings stay in their rooms", unsafe_rooms),
     ("every new file is in exactly one patch", files_in_patches),
     ("hunks touch the base tree only", hunks),
@@ -47,6 +47,7 @@ const CHECKS: [(&str, Check); 10] = [
     ("every barrier names its partner", barriers),
     ("rustfmt", rustfmt),
     ("checkpatch --strict", checkpatch),
+    ("kernel-doc -Werror", kernel_doc),
     ("no path or host of one machine", machine_paths),
     ("nobody is signed off for", sign_offs),
 ];
@@ -486,6 +487,37 @@ fn checkpatch_one(tree: &Path, mail: &Path) -> Result<Vec<String>> {
     Ok(messages)
 }
 
+/// The kernel's own check of the comments that become documentation, on our C files.
+fn kernel_doc(tidy: &Tidy<'_>) -> Result<Vec<String>> {
+    let (cache, all) = (&tidy.project.cache, Selection::default());
+    let tree = tree::patched(cache, &tidy.base, &tidy.series, &all)?;
+    let is_c = |path: &&Path| path.extension().is_some_and(|e| e == "c" || e == "h");
+    let files: Vec<&Path> = tidy.kernel_files().into_iter().filter(is_c).collect();
+    // It has moved from the second place to the first.
+    let places = ["tools/docs/kernel-doc", "scripts/kernel-doc"];
+    let script = places.iter().find(|place| tree.join(place).is_file());
+    let script = script.context("the kernel tree has no kernel-doc")?;
+    let mut command = Command::new(tree.join(script));
+    command.current_dir(&tree).args(["-Werror", "-none"]);
+    let output = command.args(files).output();
+    let output = output.with_context(|| format!("failed to run {script}"))?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    Ok(kernel_doc_messages(output.status.success(), &said))
+}
+
+/// `Warning: file:line what`, each of them twice, and how many there are.
+fn kernel_doc_messages(success: bool, said: &str) -> Vec<String> {
+    let found = said.lines().filter_map(|line| {
+        let (_, found) = line.split_once(": ")?;
+        found.contains(':').then(|| found.to_owned())
+    });
+    let found: BTreeSet<String> = found.collect();
+    match found.is_empty() && !success {
+        true => vec![format!("kernel-doc:1: it failed: {said}")],
+        false => found.into_iter().collect(),
+    }
+}
+
 /// A package mirror, or a folder that only some machine has. The brackets keep this line itself
 /// from matching.
 static FOREIGN: LazyLock<Regex> = LazyLock::new(|| {
@@ -746,5 +778,15 @@ mod tests {
             check(sign_offs, &[("patches/0001-first.patch", patch)]).len(),
             1
         );
+    }
+
+    #[test]
+    fn what_kernel_doc_says_is_a_message_and_its_failure_too() {
+        let warning = "Warning: mm/a.c:6 parameter 'a' not described in 'f'";
+        let twice = format!("{warning}\n{warning}\n2 warnings as errors\n");
+        let message = ["mm/a.c:6 parameter 'a' not described in 'f'"];
+        assert_eq!(kernel_doc_messages(false, &twice), message);
+        assert!(kernel_doc_messages(true, "").is_empty());
+        assert_eq!(kernel_doc_messages(false, "no python3\n").len(), 1);
     }
 }
