@@ -63,17 +63,18 @@ impl Results {
     }
 }
 
-/// Boots both guests; an error is a guest that did not come to its end.
+/// Boots both guests, `words` on their command line; an error is one that did not come to its end.
 pub fn boot(
     project: &Project,
     arch: &'static Arch,
     image: &Path,
     accel: &str,
+    words: &str,
 ) -> Result<Vec<Results>> {
     let initramfs = run_initramfs(project, arch)?;
     let mut results = Vec::new();
     for policy in POLICIES {
-        let append = format!("lazy_tlb={policy} {}", guest::NO_KUNIT);
+        let append = format!("lazy_tlb={policy} {} {words}", guest::NO_KUNIT);
         let report = Guest {
             arch,
             qemu: arch.qemu.into(),
@@ -81,7 +82,7 @@ pub fn boot(
             image,
             initramfs: &initramfs,
             smp: 4,
-            append: &append,
+            append: append.trim_end(),
             timeout: Duration::from_secs(600),
             silence: guest::SILENCE,
             log: project
@@ -197,7 +198,7 @@ pub fn run(project: &Project, arch: &'static Arch, skip: &[String]) -> Result<Ex
     let shop = project.workshop(skip, &[arch])?;
     let image = shop.build(arch, "default")?.image()?;
     let accel = guest::accelerator(&project.cache, arch, &image)?;
-    let results = boot(project, arch, &image, &accel)?;
+    let results = boot(project, arch, &image, &accel, "")?;
     println!("\n{}\n", table(&results, &accel));
     let failed: Vec<Case> = verdict(&results)
         .into_iter()
