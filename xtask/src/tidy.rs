@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::LazyLock;
 
 use anyhow::{ensure, Context, Result};
@@ -427,38 +426,28 @@ fn checkpatch(tidy: &Tidy<'_>) -> Result<Vec<String>> {
         .iter()
         .filter(|mail| !mail.ends_with("0000-cover-letter.patch"))
         .collect();
-    // It takes seconds for each patch, in one thread.
+    // It takes a second to start, and seconds for a large patch.
     let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
-    let next = AtomicUsize::new(0);
-    let mut found = std::thread::scope(|scope| -> Result<Vec<(usize, Vec<String>)>> {
-        let work = || {
-            let mut found = Vec::new();
-            loop {
-                let index = next.fetch_add(1, Ordering::Relaxed);
-                let Some(mail) = mails.get(index) else {
-                    return Ok(found);
-                };
-                found.push((index, checkpatch_one(&tree, mail)?));
-            }
-        };
-        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+    let share = |first: usize| -> Vec<&PathBuf> {
+        let own = mails.iter().skip(first).step_by(threads);
+        own.copied().collect()
+    };
+    let mut messages = std::thread::scope(|scope| -> Result<Vec<String>> {
+        let (tree, out) = (&tree, &out);
+        let start = |mails| scope.spawn(move || checkpatch_of(tree, out, mails));
+        let shares = (0..threads).map(share).filter(|mails| !mails.is_empty());
+        let workers: Vec<_> = shares.map(start).collect();
         let mut all = Vec::new();
         for worker in workers {
-            let found: Result<_> = worker.join().expect("a worker does not panic");
-            all.extend(found?);
+            all.extend(worker.join().expect("a worker does not panic")?);
         }
         Ok(all)
     })?;
-    found.sort();
-    Ok(found.into_iter().flat_map(|(_, said)| said).collect())
+    messages.sort();
+    Ok(messages)
 }
 
-fn checkpatch_one(tree: &Path, mail: &Path) -> Result<Vec<String>> {
-    let name = mail
-        .file_name()
-        .unwrap_or_default()
-        .to_string_lossy()
-        .into_owned();
+fn checkpatch_of(tree: &Path, dir: &Path, mails: Vec<&PathBuf>) -> Result<Vec<String>> {
     // Whoever sends the series signs it off; nothing else is waived.
     let mut perl = Command::new("perl");
     perl.current_dir(tree)
@@ -469,20 +458,21 @@ fn checkpatch_one(tree: &Path, mail: &Path) -> Result<Vec<String>> {
         "--show-types",
         "--color=never",
     ])
-    .arg(mail);
+    .args(mails);
     let output = perl.output().context("failed to run perl")?;
     let said = String::from_utf8_lossy(&output.stdout);
     let own = said.lines().filter(|line| !line.trim().is_empty());
     // What it prints begins with the mail's path.
+    let dir = format!("{}/", dir.display());
     let mut messages: Vec<String> = own
-        .map(|line| match line.find(&name) {
-            Some(at) => line[at..].to_owned(),
-            None => format!("{name}:1: {line}"),
+        .map(|line| match line.find(&dir) {
+            Some(at) => line[at + dir.len()..].to_owned(),
+            None => format!("checkpatch:1: {line}"),
         })
         .collect();
     if !output.status.success() && said.trim().is_empty() {
         let error = String::from_utf8_lossy(&output.stderr);
-        messages.push(format!("{name}:1: checkpatch failed: {error}"));
+        messages.push(format!("checkpatch:1: it failed: {error}"));
     }
     Ok(messages)
 }
