@@ -22,6 +22,7 @@ mod litmus;
 mod mail;
 mod model;
 mod mutants;
+mod neighbours;
 mod perfbench;
 mod project;
 mod report;
@@ -154,6 +155,12 @@ enum Command {
     Lab {
         #[command(flatten)]
         options: lab::Options,
+    },
+    /// Runs the kernel's own selftests of what is near, with and without the series, side by side.
+    #[command(after_help = "Example: cargo xtask neighbours --arch x86_64")]
+    Neighbours {
+        #[command(flatten)]
+        options: neighbours::Options,
     },
     /// Writes tables and plots of everything in results/.
     #[command(after_help = "Example: cargo xtask report")]
@@ -403,6 +410,7 @@ fn run(cli: Cli) -> Result<Exit> {
         } => model::run(&project, &options, json.as_deref())?,
         Command::Bench { bench: None } => return bench_everything(project.linux.as_deref()),
         Command::Lab { options } => lab::run(&project, &options)?,
+        Command::Neighbours { options } => return neighbours::run(&project, &options),
         Command::Report { options } => results::run(&project, &options)?,
         Command::Series { out } => {
             let (base, series) = (project.base()?, project.series()?);

@@ -4,9 +4,25 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
 
-const COMMANDS: [&str; 17] = [
-    "setup", "tree", "import", "apply", "build", "boot", "run", "test", "series", "tidy", "litmus",
-    "mutants", "bisect", "lab", "drift", "report", "help",
+const COMMANDS: [&str; 18] = [
+    "setup",
+    "tree",
+    "import",
+    "apply",
+    "build",
+    "boot",
+    "run",
+    "test",
+    "series",
+    "tidy",
+    "litmus",
+    "mutants",
+    "bisect",
+    "lab",
+    "drift",
+    "neighbours",
+    "report",
+    "help",
 ];
 
 /// Runs xtask with a cache of its own and nothing from the surroundings.
