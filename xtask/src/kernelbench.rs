@@ -111,7 +111,8 @@ fn samples(console: &str, policy: &str, repeat: u32) -> Result<Vec<Sample>> {
     for (what, _) in TIMED {
         ensure!(
             samples.iter().any(|sample| sample.what == what),
-            "the kernel did not time a {what}: is CONFIG_LAZY_TLB_BENCHMARK set?"
+            "the kernel did not time a {what}: only that of um has CONFIG_LAZY_TLB_BENCHMARK, \
+             unless you put it into a fragment in configs/"
         );
     }
     for sample in &samples {
