@@ -322,8 +322,8 @@ struct Section<'a> {
 type Key = ((usize, String), usize, (usize, String));
 
 const KERNEL_INTRODUCTION: &str = "
-CPUs borrow and give back one mm, all at once, and do nothing else; that of a final drop looks at so many
-CPUs' slots and finds none lazy.
+CPUs borrow and give back one mm, all at once, and do nothing else. A final drop looks at the slots of so
+many CPUs and finds none lazy; on um it also ends a process of the host, which is nearly all of its time.
 ";
 
 /// The files of each policy, the policies with their places in the table's order.
