@@ -547,7 +547,7 @@ static void use_mm_preempted_and_migrated(struct kunit *test)
 	sched_set_fifo(f->worker[here]->task);
 	sched_set_fifo(f->worker[there]->task);
 
-	for (round = 0; round < 40; round++) {
+	for (round = 0; round < 12; round++) {
 		for (i = 0; i < ROAMER_MMS; i++)
 			roamer->mm[i] = new_mm(test);
 		set_cpus_allowed_ptr(roamer->task, cpumask_of(f->cpu[here]));

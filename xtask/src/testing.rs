@@ -47,6 +47,8 @@ const SUITES: [&str; 2] = ["lazy_tlb", "lazy_tlb_policy"];
 const BOGUS: &str = "bogus";
 /// Seconds that the guest gives one program: generous, for others build and boot beside it.
 const PROGRAM_TIMEOUT: u64 = 600;
+/// How long a test that could go on for ever does: many guests are booted one after the other.
+const SECONDS: u64 = 2;
 /// Somewhat longer than that.
 const TEST_SILENCE: Duration = Duration::from_secs(PROGRAM_TIMEOUT + 60);
 /// All the selftests, each of which may take minutes under emulation.
@@ -584,7 +586,8 @@ impl<'a> TestGuest<'a> {
             false => "kunit.filter_glob=lazy_tlb*",
         };
         let seconds = PROGRAM_TIMEOUT * u64::from(self.built.variant.patience);
-        let append = format!("{suites} LAZY_TLB_TEST_TIMEOUT={seconds} {append}");
+        let append =
+            format!("{suites} LAZY_TLB_TEST_TIMEOUT={seconds} LAZY_TLB_SECONDS={SECONDS} {append}");
         let report = self.boot(policy, append.trim(), &self.built.initramfs, log)?;
         let mut cases = ktap::results(self.tree, &report.text)?;
         let suites = self.built.variant.suites;
