@@ -18,6 +18,7 @@ use crate::console;
 use crate::failure::{fail, Exit};
 use crate::guest::{self, Guest, GuestFile};
 use crate::kbuild::Build;
+use crate::lab::POLICIES;
 use crate::model::Spread;
 use crate::project::Project;
 use crate::results::{self, Machine};
@@ -27,8 +28,6 @@ use crate::sh;
 const PREFIX: &str = "lazy_tlb_benchmark: ";
 /// How the names of its files begin.
 pub const FILES: &str = "kernel-";
-/// The policies, in the table's order.
-const POLICIES: [&str; 3] = ["refcount", "shootdown", "defer"];
 /// What is timed, and how it is called.
 const TIMED: [(&str, &str); 2] = [("trip", "borrow and give back"), ("drop", "final drop")];
 

@@ -44,7 +44,8 @@ use clap::{Args, Parser, Subcommand};
 use crate::cache::Cache;
 use crate::failure::{classify, fail, Exit, EXIT_HELP};
 use crate::guest::{Guest, GuestFile};
-use crate::project::Project;
+use crate::kbuild::Build;
+use crate::project::{Project, Workshop};
 use crate::report::Recorder;
 use crate::series::Selection;
 
@@ -379,10 +380,9 @@ fn run(cli: Cli) -> Result<Exit> {
                     json,
                 }),
         } => {
-            let arch = arch::find(&kernel.target.arch)?;
-            let shop = project.workshop(&kernel.target.skip.skip, &[arch])?;
-            let build = shop.build(arch, &kernel.variant)?;
-            return bench::run(&project, &build, &options, json.as_deref());
+            return with_kernel(&project, &kernel, |_, build| {
+                bench::run(&project, build, &options, json.as_deref())
+            });
         }
         Command::Bench {
             bench:
@@ -391,20 +391,14 @@ fn run(cli: Cli) -> Result<Exit> {
                     options,
                     json,
                 }),
-        } => {
-            let arch = arch::find(&kernel.target.arch)?;
-            let shop = project.workshop(&kernel.target.skip.skip, &[arch])?;
-            let build = shop.build(arch, &kernel.variant)?;
-            kernelbench::run(&project, &build, &options, json.as_deref())?;
-        }
+        } => with_kernel(&project, &kernel, |_, build| {
+            kernelbench::run(&project, build, &options, json.as_deref())
+        })?,
         Command::Bench {
             bench: Some(Bench::Perf { kernel, options }),
-        } => {
-            let arch = arch::find(&kernel.target.arch)?;
-            let shop = project.workshop(&kernel.target.skip.skip, &[arch])?;
-            let build = shop.build(arch, &kernel.variant)?;
-            perfbench::run(&project, &shop, &build, &options)?;
-        }
+        } => with_kernel(&project, &kernel, |shop, build| {
+            perfbench::run(&project, shop, build, &options)
+        })?,
         Command::Bench {
             bench: Some(Bench::Model { options, json }),
         } => model::run(&project, &options, json.as_deref())?,
@@ -483,11 +477,20 @@ fn setup(project: &Project, guests: &Guests) -> Result<()> {
     Ok(())
 }
 
-fn build(project: &Project, kernel: &Kernel) -> Result<PathBuf> {
+/// What is to be done with the kernel that the command line names.
+fn with_kernel<T>(
+    project: &Project,
+    kernel: &Kernel,
+    work: impl FnOnce(&Workshop<'_>, &Build<'_>) -> Result<T>,
+) -> Result<T> {
     let arch = arch::find(&kernel.target.arch)?;
     let shop = project.workshop(&kernel.target.skip.skip, &[arch])?;
     let build = shop.build(arch, &kernel.variant)?;
-    build.image()
+    work(&shop, &build)
+}
+
+fn build(project: &Project, kernel: &Kernel) -> Result<PathBuf> {
+    with_kernel(project, kernel, |_, build| build.image())
 }
 
 fn boot(project: &Project, kernel: &Kernel, args: &BootArgs) -> Result<()> {

@@ -168,6 +168,7 @@ fn boot(
     arch: &'static Arch,
     image: &Path,
     initramfs: &Path,
+    accel: &str,
     policy: &str,
 ) -> Result<Vec<Case>> {
     let append = format!(
@@ -178,7 +179,7 @@ fn boot(
     let report = Guest {
         arch,
         qemu: arch.qemu.into(),
-        accel: guest::accelerator(&project.cache, arch, image)?,
+        accel: accel.into(),
         image,
         initramfs,
         smp: 4,
@@ -203,6 +204,7 @@ pub fn run(project: &Project, options: &Options) -> Result<Exit> {
     let shop = project.workshop(&[], &[arch])?;
     let build = shop.build(arch, "test")?;
     let image = build.image()?;
+    let accel = guest::accelerator(&project.cache, arch, &image)?;
     build.targets(&["headers"])?;
     let init = project.guest_program(arch, "test-init")?;
     let mut files = vec![GuestFile::program("init", &init)?];
@@ -216,7 +218,8 @@ pub fn run(project: &Project, options: &Options) -> Result<Exit> {
     let initramfs = build.out.join("neighbours.cpio");
     guest::write_initramfs(&initramfs, &files)?;
     let mut results = Results::default();
-    let boot = |image: &Path, policy| boot(project, &shop.tree, arch, image, &initramfs, policy);
+    let boot =
+        |image: &Path, policy| boot(project, &shop.tree, arch, image, &initramfs, &accel, policy);
     if !options.without_base {
         let base = shop.build_base(arch, "plain")?.image()?;
         results.add(BASE, boot(&base, "none")?);

@@ -30,6 +30,14 @@
 #include <time.h>
 #include <unistd.h>
 
+/* Newer than the oldest libc in use. */
+#ifndef SYS_pidfd_open
+#define SYS_pidfd_open		434
+#endif
+#ifndef SYS_process_mrelease
+#define SYS_process_mrelease	448
+#endif
+
 #define LAZY_TLB_DIR	"/sys/kernel/debug/lazy_tlb/"
 
 /* Makes x86 flushes leave lazy CPUs alone, as those of some machines do. */

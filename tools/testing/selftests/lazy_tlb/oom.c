@@ -13,13 +13,6 @@
 #define ROUNDS	10
 #define SIZE	(8UL << 20)
 
-#ifndef SYS_pidfd_open
-#define SYS_pidfd_open		434
-#endif
-#ifndef SYS_process_mrelease
-#define SYS_process_mrelease	448
-#endif
-
 FIXTURE(oom)
 {
 	struct lazy_test t;

@@ -26,12 +26,6 @@
 #include <sys/ptrace.h>
 #include <sys/stat.h>
 
-#ifndef SYS_pidfd_open
-#define SYS_pidfd_open		434
-#endif
-#ifndef SYS_process_mrelease
-#define SYS_process_mrelease	448
-#endif
 #ifndef SYS_io_uring_setup
 #define SYS_io_uring_setup	425
 #endif
