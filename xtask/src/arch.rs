@@ -32,10 +32,12 @@ pub struct Arch {
     pub gcc_packages: &'static [&'static str],
     /// The rustc that scripts/min-tool-version.sh of the kernel asks for.
     pub least_rustc: [u64; 3],
+    /// Whether it is left out of [`ALL`]: tools, kernel and guests only where it is asked for.
+    pub by_name: bool,
 }
 
 /// The architectures. The order is that of the builds in `test`.
-pub static ARCHES: [Arch; 5] = [
+pub static ARCHES: [Arch; 6] = [
     Arch {
         name: "x86_64",
         machine_name: "x86_64",
@@ -49,6 +51,7 @@ pub static ARCHES: [Arch; 5] = [
         gcc: "gcc",
         gcc_packages: &["gcc", "libc6-dev"],
         least_rustc: [1, 85, 0],
+        by_name: false,
     },
     Arch {
         name: "arm64",
@@ -63,6 +66,7 @@ pub static ARCHES: [Arch; 5] = [
         gcc: "aarch64-linux-gnu-gcc",
         gcc_packages: &["gcc-aarch64-linux-gnu", "libc6-dev-arm64-cross"],
         least_rustc: [1, 85, 0],
+        by_name: false,
     },
     Arch {
         name: "s390",
@@ -78,6 +82,7 @@ pub static ARCHES: [Arch; 5] = [
         gcc: "s390x-linux-gnu-gcc",
         gcc_packages: &["gcc-s390x-linux-gnu", "libc6-dev-s390x-cross"],
         least_rustc: [1, 96, 0],
+        by_name: false,
     },
     Arch {
         name: "powerpc",
@@ -92,6 +97,23 @@ pub static ARCHES: [Arch; 5] = [
         gcc: "powerpc64le-linux-gnu-gcc",
         gcc_packages: &["gcc-powerpc64le-linux-gnu", "libc6-dev-ppc64el-cross"],
         least_rustc: [1, 95, 0],
+        by_name: false,
+    },
+    Arch {
+        name: "riscv",
+        machine_name: "riscv64",
+        image: "arch/riscv/boot/Image",
+        qemu: "qemu-system-riscv64",
+        // Debian moved it between packages. The firmware has one of its own.
+        qemu_packages: &["qemu-system-riscv", "qemu-system-misc"],
+        machine: &["-machine", "virt"],
+        cpu: "rv64",
+        console: "ttyS0",
+        elf_machine: object::elf::EM_RISCV,
+        gcc: "riscv64-linux-gnu-gcc",
+        gcc_packages: &["gcc-riscv64-linux-gnu", "libc6-dev-riscv64-cross"],
+        least_rustc: [1, 85, 0],
+        by_name: true,
     },
     Arch {
         name: "um",
@@ -107,6 +129,7 @@ pub static ARCHES: [Arch; 5] = [
         gcc: "gcc",
         gcc_packages: &["gcc", "libc6-dev"],
         least_rustc: [1, 85, 0],
+        by_name: true,
     },
 ];
 
@@ -132,7 +155,7 @@ pub struct Kind {
 }
 
 /// The guests, those of one architecture side by side.
-pub static KINDS: [Kind; 6] = [
+pub static KINDS: [Kind; 7] = [
     Kind {
         // So that what happens when the machine stops is seen, after the last process.
         append: "trace_event=lazy_tlb:lazy_tlb_round tp_printk",
@@ -156,6 +179,7 @@ pub static KINDS: [Kind; 6] = [
         append: "disable_radix",
         mmu: Some("Hash"),
     },
+    Kind::plain("riscv"),
     Kind::plain("um"),
 ];
 
@@ -186,13 +210,13 @@ pub fn find(name: &str) -> anyhow::Result<&'static Arch> {
         .ok_or_else(|| unknown(name, known()))
 }
 
-/// The guests that a name means: all emulated ones, those of an architecture, or one.
+/// The guests that a name means: all, those of an architecture, or one.
 ///
-/// User-mode Linux has to be asked for by name: where a sandbox forbids what it needs of the host, the
-/// other guests would fail with it.
+/// Some have to be asked for by name. User-mode Linux, because where a sandbox forbids what it needs of
+/// the host, the other guests would fail with it. riscv, because it is one kernel more to build.
 pub fn kinds(name: &str) -> anyhow::Result<Vec<&'static Kind>> {
     let meant = |kind: &&Kind| match name {
-        ALL => !kind.arch().is_program(),
+        ALL => !kind.arch().by_name,
         _ => kind.arch == name || kind.name == name,
     };
     let found: Vec<&Kind> = KINDS.iter().filter(meant).collect();
@@ -228,7 +252,9 @@ mod tests {
 
     #[test]
     fn an_architecture_is_its_guests() {
-        assert_eq!(names(ALL).len() + names("um").len(), KINDS.len());
+        let by_name = [names("riscv"), names("um")].concat();
+        let every: Vec<&str> = KINDS.iter().map(|kind| kind.name).collect();
+        assert_eq!([names(ALL), by_name].concat(), every);
         assert_eq!(names("s390"), ["s390"]);
         assert_eq!(names("powerpc"), ["powerpc-radix", "powerpc-hash"]);
         assert_eq!(names("powerpc-hash"), ["powerpc-hash"]);

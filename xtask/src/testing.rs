@@ -76,7 +76,7 @@ pub static VARIANTS: [Variant; 5] = [
     Variant {
         name: "kasan",
         arches: &["x86_64", "arm64"],
-        append: "slab_debug=FZPU,mm_struct page_poison=1",
+        append: "slab_debug=FZPU,mm_struct page_poison=1 LAZY_TLB_SUSPEND=1",
         patience: 4,
         ..Variant::TEST
     },

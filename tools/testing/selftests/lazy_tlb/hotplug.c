@@ -5,9 +5,6 @@
  */
 #include "harness.h"
 
-#include <signal.h>
-#include <sys/prctl.h>
-
 FIXTURE(hotplug)
 {
 	struct lazy_test t;
@@ -121,13 +118,7 @@ FIXTURE(hotplug_churn)
 {
 	struct lazy_test t;
 	struct lazy_cpus can;
-	struct tally *tally;
-};
-
-/* Shared by all processes. */
-struct tally {
-	atomic_long exits;
-	atomic_bool stop;
+	struct lazy_tally *tally;
 };
 
 FIXTURE_SETUP(hotplug_churn)
@@ -143,34 +134,9 @@ FIXTURE_TEARDOWN(hotplug_churn)
 	teardown(_metadata, &self->t, &self->can);
 }
 
-static void fork_roam_exit(const struct lazy_cpus *cpus, unsigned int seed,
-			   struct tally *tally)
-{
-	int i, status;
-	pid_t pid;
-
-	/* A test that was given up must not go on churning. */
-	prctl(PR_SET_PDEATHSIG, SIGKILL);
-	while (!atomic_load(&tally->stop)) {
-		lazy_go_somewhere(cpus, &seed);
-		pid = fork();
-		if (!pid) {
-			for (i = 0; i < 3; i++)
-				lazy_go_somewhere(cpus, &seed);
-			_exit(0);
-		}
-		if (pid < 0 || waitpid(pid, &status, 0) != pid)
-			lazy_fail("fork or waitpid: %s", strerror(errno));
-		if (status)
-			lazy_fail("a child ended with %#x", status);
-		atomic_fetch_add(&tally->exits, 1);
-	}
-	_exit(0);
-}
-
 TEST_F_TIMEOUT(hotplug_churn, fork_roam_exit, LAZY_TIMEOUT)
 {
-	struct tally *tally = self->tally;
+	struct lazy_tally *tally = self->tally;
 	long seen, exits[2] = { 0 };
 	int i, online, cpu, status;
 	double limit;
@@ -180,7 +146,7 @@ TEST_F_TIMEOUT(hotplug_churn, fork_roam_exit, LAZY_TIMEOUT)
 		pid = fork();
 		ASSERT_LE(0, pid);
 		if (!pid)
-			fork_roam_exit(&self->t.cpus, self->t.seed + i, tally);
+			lazy_fork_roam_exit(&self->t.cpus, self->t.seed + i, tally);
 	}
 
 	for (i = 0; i < rounds(&self->can); i++) {

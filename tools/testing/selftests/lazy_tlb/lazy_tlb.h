@@ -24,6 +24,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -398,6 +399,38 @@ static inline int lazy_run(const struct lazy_cpus *cpus,
 	if (pid < 0 || waitpid(pid, &status, 0) != pid)
 		return -1;
 	return status;
+}
+
+/* Shared by processes, in memory that is mapped so. */
+struct lazy_tally {
+	atomic_long exits;
+	atomic_bool stop;
+};
+
+/* What one process of a churn does until it is told to stop. CPUs may come and go. */
+static inline void lazy_fork_roam_exit(const struct lazy_cpus *cpus, unsigned int seed,
+				       struct lazy_tally *tally)
+{
+	int i, status;
+	pid_t pid;
+
+	/* A test that was given up must not go on churning. */
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	while (!atomic_load(&tally->stop)) {
+		lazy_go_somewhere(cpus, &seed);
+		pid = fork();
+		if (!pid) {
+			for (i = 0; i < 3; i++)
+				lazy_go_somewhere(cpus, &seed);
+			_exit(0);
+		}
+		if (pid < 0 || waitpid(pid, &status, 0) != pid)
+			lazy_fail("fork or waitpid: %s", strerror(errno));
+		if (status)
+			lazy_fail("a child ended with %#x", status);
+		atomic_fetch_add(&tally->exits, 1);
+	}
+	_exit(0);
 }
 
 /* Unmap the whole address space: the way back from the system call faults. */

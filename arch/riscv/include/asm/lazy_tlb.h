@@ -1,0 +1,52 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+#ifndef _ASM_RISCV_LAZY_TLB_H
+#define _ASM_RISCV_LAZY_TLB_H
+
+/*
+ * mm_cpumask() says where TLB entries may be. Without ASIDs, set_mm() clears the
+ * bit of a CPU before it writes satp, too early for the final drop, which goes by
+ * mm_lazy_tlb_cpumask() therefore. A TLB flush makes no CPU let go of an mm.
+ *
+ * Whatever else takes the page tables from current->active_mm, or puts back what
+ * it has read from satp, does it with interrupts disabled from the read to the
+ * last use, so that the IPI of the final drop comes before or after:
+ * efi_virtmap_load(), efi_virtmap_unload(), suspend_restore_csrs(), and
+ * vmalloc_fault() on 32 bits. flush_icache_mm() only compares active_mm.
+ */
+
+#include <linux/mm_types.h>
+#include <linux/mmu_context.h>
+#include <linux/pgtable.h>
+#include <asm/csr.h>
+#include <asm/page.h>
+#include <asm/tlbflush.h>
+
+static inline bool arch_lazy_tlb_loaded(struct mm_struct *mm)
+{
+	return (csr_read(CSR_SATP) & SATP_PPN) == virt_to_pfn(mm->pgd);
+}
+
+#define arch_lazy_tlb_loaded arch_lazy_tlb_loaded
+
+static inline void arch_lazy_tlb_let_go(struct mm_struct *mm)
+{
+	/*
+	 * A kernel thread calls EFI with interrupts enabled and efi_mm loaded. Leave
+	 * that in place. When it is done, efi_virtmap_unload() finds init_mm in
+	 * active_mm.
+	 */
+	if (arch_lazy_tlb_loaded(mm))
+		switch_mm_irqs_off(mm, &init_mm, current);
+
+	/*
+	 * Translations that began with the old satp may be on their way still. This
+	 * ends them before the pgd is freed.
+	 */
+	local_flush_tlb_all_asid(get_mm_asid(mm));
+}
+
+#define arch_lazy_tlb_let_go arch_lazy_tlb_let_go
+
+#include <asm-generic/lazy_tlb.h>
+
+#endif /* _ASM_RISCV_LAZY_TLB_H */
