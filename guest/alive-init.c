@@ -2,6 +2,8 @@
 /*
  * The first process of the guests that `bisect` boots: it only has to come up
  * and to end, with any kernel. A few processes leave lazy CPUs behind first.
+ *
+ * LAZY_TLB_WAIT=1 on the kernel command line: it does not end.
  */
 #include "common.h"
 
@@ -24,5 +26,8 @@ int main(void)
 	for (i = 0; i < PROCESSES && !guest_status; i++)
 		if (lazy_run(&cpus, roam, NULL))
 			guest_problem("process %d did not end well", i);
+	/* The kernel is to end the guest by itself. */
+	while (lazy_env("LAZY_TLB_WAIT", 0))
+		pause();
 	guest_end();
 }

@@ -92,20 +92,19 @@ static long waiting(const struct counters *c)
 
 /* ---- what is allocated ---------------------------------------------------- */
 
-/* What dies with an mm. The second is a cache of its own on arm64 only. */
-static const char * const slab_name[] = { "mm_struct", "pgd_cache" };
+/* What dies with an mm: a slab object, and page tables, its PGD among them. */
+enum { MM_STRUCTS, PAGE_TABLES, NR_SLABS };
 
-#define NR_SLABS	(sizeof(slab_name) / sizeof(*slab_name))
+static const char * const slab_name[NR_SLABS] = { "mm_struct", "page_tables" };
 
 /* Objects in use of each; -1 where the kernel does not say. */
 static void slabs_read(long *objects)
 {
-	size_t i;
-
-	for (i = 0; i < NR_SLABS; i++) {
-		lazy_slab_shrink(slab_name[i]);
-		objects[i] = lazy_slab_objects(slab_name[i]);
-	}
+	lazy_slab_shrink("mm_struct");
+	objects[MM_STRUCTS] = lazy_slab_objects("mm_struct");
+	/* Some architectures have their PGDs in slab caches instead. */
+	if (!lazy_vmstat("nr_page_table_pages", &objects[PAGE_TABLES]))
+		objects[PAGE_TABLES] = -1;
 }
 
 /* ---- how many mms wait, over time ---------------------------------------- */

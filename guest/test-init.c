@@ -204,6 +204,39 @@ static void leave_an_mm_waiting(const struct lazy_cpus *cpus)
 	guest_line("lazy-tlb-guest: waiting=%ld", waiting);
 }
 
+/* What an mm is made of: a slab object, and page tables, its PGD among them. */
+struct stock {
+	long mms;		/* -1 where the kernel does not say exactly */
+	long page_tables;	/* in pages; PGDs from slab caches are not in it */
+};
+
+static void take_stock(struct stock *stock)
+{
+	bool exact = lazy_slab_shrink("mm_struct");
+
+	stock->mms = exact ? lazy_slab_objects("mm_struct") : -1;
+	if (!lazy_vmstat("nr_page_table_pages", &stock->page_tables))
+		stock->page_tables = -1;
+}
+
+/* How many mms have ended since boot, and what is left of them. */
+static void report_stock(const struct stock *before)
+{
+	double end = lazy_now() + 10;
+	struct stock after;
+	long drops;
+
+	/* A policy that defers frees the last ones after a second or two. */
+	while (lazy_waiting() > 0 && lazy_now() < end)
+		lazy_sleep_us(100000);
+	take_stock(&after);
+	if (lazy_vmstat("lazy_tlb_final_drops", &drops))
+		guest_line("lazy-tlb-guest: final_drops=%ld", drops);
+	guest_line("lazy-tlb-guest: mms=%ld..%ld", before->mms, after.mms);
+	guest_line("lazy-tlb-guest: page_tables=%ld..%ld", before->page_tables,
+		   after.page_tables);
+}
+
 int main(void)
 {
 	long timeout = lazy_env("LAZY_TLB_TEST_TIMEOUT", 300) +
@@ -212,6 +245,7 @@ int main(void)
 	bool stop = lazy_env("LAZY_TLB_STOP", 0);
 	struct dirent **tests;
 	struct lazy_cpus home;
+	struct stock before;
 	cpu_set_t cpus;
 	int i, nr;
 
@@ -226,6 +260,7 @@ int main(void)
 	if (lazy_cpus_get(&home))
 		lazy_pin(0, home.cpu[0]);
 
+	take_stock(&before);
 	guest_line("KTAP version 1");
 	guest_line("1..%d", nr);
 	for (i = 0; i < nr && !(stop && guest_status); i++) {
@@ -235,6 +270,7 @@ int main(void)
 		else if (!run_one(i + 1, tests[i]->d_name, timeout, &cpus))
 			guest_status = 1;
 	}
+	report_stock(&before);
 	leave_an_mm_waiting(&home);
 	guest_end();
 }

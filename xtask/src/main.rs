@@ -141,6 +141,17 @@ enum Command {
         /// Only these stages; an unknown one has the known ones listed.
         #[arg(long, value_name = "NAME[,NAME]", value_delimiter = ',')]
         stage: Vec<String>,
+        /// How long the tests in guests go on that could do so for ever (churn, torture and others).
+        #[arg(long, value_name = "S", default_value_t = testing::SECONDS)]
+        seconds: u64,
+        /// More words for the guests' command lines, such as LAZY_TLB_HOTPLUG=1 or LAZY_TLB_ONLY=churn.
+        #[arg(
+            long,
+            default_value = "",
+            value_name = "STR",
+            allow_hyphen_values = true
+        )]
+        append: String,
     },
     /// Measures what the policies do: one thing, or everything there is, and writes the report.
     #[command(after_help = "Example: cargo xtask bench")]
@@ -362,6 +373,8 @@ fn run(cli: Cli) -> Result<Exit> {
             variant,
             json,
             stage,
+            seconds,
+            append,
         } => {
             let plan = testing::Plan {
                 guests: arch::kinds(&guests.arch)?,
@@ -369,6 +382,8 @@ fn run(cli: Cli) -> Result<Exit> {
                 skip: &skip.skip,
                 stages: &stage,
                 json: json.as_deref(),
+                seconds,
+                append: &append,
             };
             return testing::run(&project, &plan);
         }

@@ -6,11 +6,12 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::Args;
 use comfy_table::Table;
 
 use crate::arch::{self, Arch};
+use crate::console::Report;
 use crate::failure::{fail, Exit};
 use crate::guest::{self, Guest, GuestFile};
 use crate::kbuild::{self, Build};
@@ -37,6 +38,14 @@ const PROGRAMS: [(&str, &[&str]); 13] = [
     ("mm", &["on-fault-limit"]),
     ("mm", &["mrelease_test", "vm_util"]),
 ];
+/// A selftest that is a shell script: its folder and its name.
+const SCRIPT: (&str, &str) = ("cpu-hotplug", "cpu-on-off-test");
+/// The shell that it runs in, with all the commands that it needs.
+const BUSYBOX: &str = "/bin/busybox";
+/// Seconds of scftorture, after the ten that it waits at first.
+const SCF_SECONDS: u64 = 40;
+/// Keeps it from starting.
+const NO_SCF: &str = "initcall_blacklist=scf_torture_init";
 /// Where the column without the series has its name.
 const BASE: &str = "base tree";
 
@@ -161,48 +170,110 @@ fn compile(
     Ok(program)
 }
 
-/// Boots them once.
-fn boot(
-    project: &Project,
-    tree: &Path,
-    arch: &'static Arch,
-    image: &Path,
-    initramfs: &Path,
-    accel: &str,
-    policy: &str,
-) -> Result<Vec<Case>> {
-    let append = format!(
-        "lazy_tlb={policy} {} LAZY_TLB_TEST_TIMEOUT=600",
-        guest::NO_KUNIT
-    );
-    let limit = Duration::from_secs(1800);
-    let report = Guest {
-        arch,
-        qemu: arch.qemu.into(),
-        accel: accel.into(),
-        image,
-        initramfs,
-        smp: 4,
-        append: &append,
-        timeout: limit,
-        silence: guest::SILENCE,
-        log: (project.cache).path(format!("log/neighbours-{}-{policy}.log", arch.name)),
-        echo: false,
+/// The script as a program of the guest, with a shell, where this machine has one for it.
+fn script(tree: &Path, arch: &Arch) -> Result<std::result::Result<[GuestFile; 2], String>> {
+    let (suite, name) = SCRIPT;
+    let without = |why: &str| Ok(Err(format!("{suite} is left out: {why}")));
+    if arch.machine_name != std::env::consts::ARCH {
+        return without("it needs a shell, and busybox-static is of this machine's architecture");
     }
-    .boot()?;
-    report.check_cpus()?;
-    let mut cases = ktap::results(tree, &report.text)?;
-    // No suite of KUnit's runs here.
-    cases.retain(|case| case.name != ktap::KUNIT);
-    cases.push(Case::of("no warnings", report.check_warnings()));
-    Ok(cases)
+    let busybox = Path::new(BUSYBOX);
+    let Ok(bytes) = std::fs::read(busybox) else {
+        return without("no /bin/busybox; install busybox-static");
+    };
+    if guest::check_init(&bytes, busybox, arch).is_err() {
+        return without("/bin/busybox is not static; install busybox-static");
+    }
+    let path = tree.join(format!("tools/testing/selftests/{suite}/{name}.sh"));
+    let text =
+        std::fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
+    let (_, rest) = text.split_once('\n').unwrap_or_default();
+    Ok(Ok([
+        GuestFile {
+            path: BUSYBOX.trim_start_matches('/').into(),
+            bytes,
+        },
+        GuestFile {
+            path: format!("tests/{suite}.{name}"),
+            bytes: format!("#!{BUSYBOX} ash\n{rest}").into_bytes(),
+        },
+    ]))
+}
+
+/// A kernel, and what is the same each time that it is booted.
+struct Subject<'a> {
+    project: &'a Project,
+    tree: &'a Path,
+    arch: &'static Arch,
+    accel: &'a str,
+    image: PathBuf,
+}
+
+impl Subject<'_> {
+    fn boot(&self, initramfs: &Path, policy: &str, append: &str, log: &str) -> Result<Report> {
+        let append = format!("lazy_tlb={policy} {} {append}", guest::NO_KUNIT);
+        let log = format!("log/neighbours-{}-{policy}{log}.log", self.arch.name);
+        let report = Guest {
+            arch: self.arch,
+            qemu: self.arch.qemu.into(),
+            accel: self.accel.into(),
+            image: &self.image,
+            initramfs,
+            smp: 4,
+            append: &append,
+            timeout: Duration::from_secs(1800),
+            silence: guest::SILENCE,
+            log: self.project.cache.path(log),
+            echo: false,
+        }
+        .boot()?;
+        report.check_cpus()?;
+        Ok(report)
+    }
+
+    /// The selftests.
+    fn tests(&self, initramfs: &Path, policy: &str) -> Result<Vec<Case>> {
+        let append = format!("{NO_SCF} LAZY_TLB_TEST_TIMEOUT=600");
+        let report = self.boot(initramfs, policy, &append, "")?;
+        let mut cases = ktap::results(self.tree, &report.text)?;
+        // No suite of KUnit's runs here.
+        cases.retain(|case| case.name != ktap::KUNIT);
+        cases.push(Case::of("end", report.check_end()));
+        cases.push(Case::of("no warnings", report.check_warnings()));
+        Ok(cases)
+    }
+
+    /// scftorture, which switches the machine off.
+    fn torture(&self, initramfs: &Path, policy: &str) -> Result<Vec<Case>> {
+        let append = format!(
+            "LAZY_TLB_WAIT=1 scftorture.shutdown_secs={}",
+            SCF_SECONDS + 10
+        );
+        let report = self.boot(initramfs, policy, &append, "-scf")?;
+        Ok(vec![
+            Case::of("scftorture/end of test", tortured(&report.text)),
+            Case::of("scftorture/no warnings", report.check_warnings()),
+        ])
+    }
+}
+
+/// What scftorture says at the end.
+fn tortured(console: &str) -> Result<()> {
+    let said = console
+        .lines()
+        .find_map(|line| line.split_once("End of test: "));
+    match said {
+        Some((_, rest)) if rest.starts_with("SUCCESS") => Ok(()),
+        Some((_, rest)) => anyhow::bail!("it says {}", rest.trim()),
+        None => anyhow::bail!("it did not come to its end"),
+    }
 }
 
 /// `neighbours` itself.
 pub fn run(project: &Project, options: &Options) -> Result<Exit> {
     let arch = arch::find(&options.arch)?;
     let shop = project.workshop(&[], &[arch])?;
-    let build = shop.build(arch, "test")?;
+    let build = shop.build(arch, "neighbours")?;
     let image = build.image()?;
     let accel = guest::accelerator(&project.cache, arch, &image)?;
     build.targets(&["headers"])?;
@@ -215,17 +286,33 @@ pub fn run(project: &Project, options: &Options) -> Result<Exit> {
             &program,
         )?);
     }
+    match script(&shop.tree, arch)? {
+        Ok(script) => files.extend(script),
+        Err(why) => println!("{why}"),
+    }
     let initramfs = build.out.join("neighbours.cpio");
     guest::write_initramfs(&initramfs, &files)?;
-    let mut results = Results::default();
-    let boot =
-        |image: &Path, policy| boot(project, &shop.tree, arch, image, &initramfs, &accel, policy);
+    let alive = build.out.join("neighbours-scf.cpio");
+    let init = project.guest_program(arch, "alive-init")?;
+    guest::write_initramfs(&alive, &[GuestFile::program("init", &init)?])?;
+    let subject = |image: &Path| Subject {
+        project,
+        tree: &shop.tree,
+        arch,
+        accel: &accel,
+        image: image.into(),
+    };
+    let mut columns = Vec::new();
     if !options.without_base {
-        let base = shop.build_base(arch, "plain")?.image()?;
-        results.add(BASE, boot(&base, "none")?);
+        let base = shop.build_base(arch, "neighbours-plain")?.image()?;
+        columns.push((BASE, "none", subject(&base)));
     }
-    for policy in POLICIES {
-        results.add(policy, boot(&image, policy)?);
+    columns.extend(POLICIES.map(|policy| (policy, policy, subject(&image))));
+    let mut results = Results::default();
+    for (column, policy, subject) in columns {
+        let mut cases = subject.tests(&initramfs, policy)?;
+        cases.extend(subject.torture(&alive, policy)?);
+        results.add(column, cases);
     }
     println!("\n{}\n", results.table());
     let different = results.different();
@@ -247,6 +334,15 @@ pub fn run(project: &Project, options: &Options) -> Result<Exit> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn torture_is_over_when_it_says_so() {
+        let said = |what: &str| format!("[ 1.0] scftorture: ---  End of test: {what} nthreads=4\n");
+        assert!(tortured(&said("SUCCESS")).is_ok());
+        let failed = tortured(&said("FAILURE")).unwrap_err().to_string();
+        assert!(failed.contains("FAILURE"), "{failed}");
+        assert!(tortured("[ 1.0] scftorture: verbose=0\n").is_err());
+    }
 
     #[test]
     fn what_differs_is_named_and_the_rest_counted() {

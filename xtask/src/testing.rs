@@ -6,6 +6,7 @@
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -47,8 +48,11 @@ const SUITES: [&str; 2] = ["lazy_tlb", "lazy_tlb_policy"];
 const BOGUS: &str = "bogus";
 /// Seconds that the guest gives one program: generous, for others build and boot beside it.
 const PROGRAM_TIMEOUT: u64 = 600;
-/// How long a test that could go on for ever does: many guests are booted one after the other.
-const SECONDS: u64 = 2;
+/// How long a test that could go on for ever does, unless told: many guests are booted one after the
+/// other.
+pub const SECONDS: u64 = 2;
+/// Mms, or pages of page tables, that may be more at the end than at first: what CPUs keep.
+const SLACK: u64 = 64;
 /// Somewhat longer than that.
 const TEST_SILENCE: Duration = Duration::from_secs(PROGRAM_TIMEOUT + 60);
 /// All the selftests, each of which may take minutes under emulation.
@@ -161,6 +165,10 @@ pub struct Plan<'a> {
     pub stages: &'a [String],
     /// Where all cases go as JSON.
     pub json: Option<&'a Path>,
+    /// How long a test goes on that could do so for ever.
+    pub seconds: u64,
+    /// More words for the guests' command lines.
+    pub append: &'a str,
 }
 
 impl Plan<'_> {
@@ -264,7 +272,10 @@ struct Board {
 struct Work<'a> {
     project: &'a Project,
     shop: &'a Workshop<'a>,
+    plan: &'a Plan<'a>,
     recorder: &'a Mutex<Recorder>,
+    /// The mms that ended in guests, as far as they counted.
+    ended: AtomicU64,
     board: Mutex<Board>,
     changed: Condvar,
 }
@@ -295,7 +306,9 @@ pub fn run(project: &Project, plan: &Plan<'_>) -> Result<Exit> {
         let work = Work {
             project,
             shop,
+            plan,
             recorder: &recorder,
+            ended: AtomicU64::new(0),
             board: Mutex::new(Board {
                 building: kernels.len(),
                 kernels,
@@ -315,6 +328,10 @@ pub fn run(project: &Project, plan: &Plan<'_>) -> Result<Exit> {
             }
             work.use_all();
         });
+        let ended = work.ended.into_inner();
+        if ended != 0 {
+            println!("\n{ended} mms ended in guests, those under lazy_tlb=refcount not counted");
+        }
     }
     let recorder = recorder.into_inner().expect("no holder panics");
     if let Some(path) = plan.json {
@@ -395,12 +412,43 @@ impl Work<'_> {
             };
             drop(board);
             self.stage(&use_of.stage(built.variant), || match &use_of {
-                Use::Guest(kind, policy) => guest(self.project, self.shop, kind, &built, policy),
+                Use::Guest(kind, policy) => self.guest(kind, &built, policy),
                 Use::Run => main_job(self.project, &built),
                 Use::Off => disasm::option_off(self.shop, arch::find("x86_64")?),
                 Use::Bench => small_bench(self.project, &built),
             });
         }
+    }
+
+    /// What a guest shows under a policy, which may be one that it does not know.
+    fn guest(&self, kind: &'static Kind, built: &Built, policy: &'static str) -> Result<Vec<Case>> {
+        let Work { project, plan, .. } = self;
+        let guest = TestGuest::new(project, self.shop, kind, built)?;
+        let guest = TestGuest {
+            seconds: plan.seconds,
+            ..guest
+        };
+        let name = built.variant.guest(kind.name);
+        let log = format!("test-{}-{policy}", name.replace('/', "-"));
+        let found = match policy {
+            BOGUS => bogus(project, &guest, &log),
+            _ => guest
+                .run(policy, plan.append, &log)
+                .map(|(report, mut cases)| {
+                    self.ended.fetch_add(ended(&report), Ordering::Relaxed);
+                    // The kernel does it in the same way on every architecture.
+                    if policy == "defer" && kind.arch().name == "x86_64" {
+                        cases.push(Case::of(
+                            "no mm waits when the machine stops",
+                            flushed(&report.text),
+                        ));
+                    }
+                    cases
+                }),
+        };
+        let cases = found.unwrap_or_else(|error| vec![Case::failed("boot", format!("{error:#}"))]);
+        let within = |case: Case| case.within(policy).within(&name);
+        Ok(cases.into_iter().map(within).collect())
     }
 }
 
@@ -559,6 +607,8 @@ pub struct TestGuest<'a> {
     kind: &'static Kind,
     built: &'a Built,
     accel: String,
+    /// How long a test goes on that could do so for ever.
+    seconds: u64,
 }
 
 impl<'a> TestGuest<'a> {
@@ -575,6 +625,7 @@ impl<'a> TestGuest<'a> {
             kind,
             built,
             accel: guest::accelerator(&project.cache, kind.arch(), &built.image)?,
+            seconds: SECONDS,
         })
     }
 
@@ -585,9 +636,10 @@ impl<'a> TestGuest<'a> {
             true => "",
             false => "kunit.filter_glob=lazy_tlb*",
         };
-        let seconds = PROGRAM_TIMEOUT * u64::from(self.built.variant.patience);
+        let timeout = PROGRAM_TIMEOUT * u64::from(self.built.variant.patience);
+        let seconds = self.seconds;
         let append =
-            format!("{suites} LAZY_TLB_TEST_TIMEOUT={seconds} LAZY_TLB_SECONDS={SECONDS} {append}");
+            format!("{suites} LAZY_TLB_TEST_TIMEOUT={timeout} LAZY_TLB_SECONDS={seconds} {append}");
         let report = self.boot(policy, append.trim(), &self.built.initramfs, log)?;
         let mut cases = ktap::results(self.tree, &report.text)?;
         let suites = self.built.variant.suites;
@@ -599,6 +651,7 @@ impl<'a> TestGuest<'a> {
         cases.push(Case::of("boot", report.check_end()));
         cases.push(Case::of("cpus", report.check_cpus()));
         cases.push(Case::of("no warnings", report.check_warnings()));
+        cases.extend(left_over(&report));
         if let Some(mmu) = self.kind.mmu {
             cases.push(Case::of("mmu", report.check_mmu(mmu)));
         }
@@ -609,6 +662,8 @@ impl<'a> TestGuest<'a> {
     fn boot(&self, policy: &str, append: &str, initramfs: &Path, log: &str) -> Result<Report> {
         let arch = self.kind.arch();
         let variant = self.built.variant;
+        // A program is silent while it runs, and has twice as long as it is to go on.
+        let longer = Duration::from_secs(self.seconds);
         let known = !NO_POLICY.contains(&policy);
         let policy = known.then(|| format!("lazy_tlb={policy}"));
         let words = [policy.as_deref().unwrap_or_default(), self.kind.append];
@@ -621,42 +676,13 @@ impl<'a> TestGuest<'a> {
             initramfs,
             smp: 4,
             append: &append,
-            timeout: TEST_TIMEOUT * variant.patience,
-            silence: TEST_SILENCE * variant.patience,
+            timeout: TEST_TIMEOUT * variant.patience + 10 * longer,
+            silence: TEST_SILENCE * variant.patience + 3 * longer,
             log: self.project.cache.path(format!("log/{log}.log")),
             echo: false,
         }
         .boot()
     }
-}
-
-/// What a guest shows under a policy, which may be one that it does not know.
-fn guest(
-    project: &Project,
-    shop: &Workshop<'_>,
-    kind: &'static Kind,
-    built: &Built,
-    policy: &str,
-) -> Result<Vec<Case>> {
-    let guest = TestGuest::new(project, shop, kind, built)?;
-    let name = built.variant.guest(kind.name);
-    let log = format!("test-{}-{policy}", name.replace('/', "-"));
-    let found = match policy {
-        BOGUS => bogus(project, &guest, &log),
-        _ => guest.run(policy, "", &log).map(|(report, mut cases)| {
-            // The kernel does it in the same way on every architecture.
-            if policy == "defer" && kind.arch().name == "x86_64" {
-                cases.push(Case::of(
-                    "no mm waits when the machine stops",
-                    flushed(&report.text),
-                ));
-            }
-            cases
-        }),
-    };
-    let cases = found.unwrap_or_else(|error| vec![Case::failed("boot", format!("{error:#}"))]);
-    let within = |case: Case| case.within(policy).within(&name);
-    Ok(cases.into_iter().map(within).collect())
 }
 
 /// What the kernel does about a policy that it does not know.
@@ -675,6 +701,39 @@ fn bogus(project: &Project, guest: &TestGuest<'_>, log: &str) -> Result<Vec<Case
         false => Case::failed("the console says so", "no line names it"),
     };
     Ok(vec![Case::of("boot", report.check()), kept, said])
+}
+
+/// How many mms have ended in a guest, as far as it knows.
+fn ended(report: &Report) -> u64 {
+    let values = report.values("lazy-tlb-guest");
+    let drops = values.get("final_drops");
+    drops.and_then(|n| n.parse().ok()).unwrap_or_default()
+}
+
+/// Whether what mms are made of has become more, where the guest can tell.
+fn left_over(report: &Report) -> Vec<Case> {
+    let values = report.values("lazy-tlb-guest");
+    let case = |(key, name): &(&str, &str)| {
+        let (before, after) = values.get(*key)?.split_once("..")?;
+        // Negative where it is not known.
+        let (before, after): (u64, u64) = (before.parse().ok()?, after.parse().ok()?);
+        let what = format!("{before} at first, {after} in the end");
+        Some(match after <= before + SLACK {
+            true => Case {
+                detail: what,
+                ..Case::passed(*name)
+            },
+            false => Case::failed(*name, what),
+        })
+    };
+    let kinds = [
+        ("mms", "no mm is left over"),
+        ("page_tables", "no page table is left over"),
+    ];
+    kinds
+        .iter()
+        .map(|kind| case(kind).unwrap_or(Case::skipped(kind.1)))
+        .collect()
 }
 
 /// Whether the guest left an mm waiting when it stopped, and a round freed it after that.
@@ -762,6 +821,24 @@ mod tests {
         assert_eq!(status("test result: ok. 3 passed; 0 failed"), None);
     }
 
+    #[test]
+    fn what_is_left_over_is_found() {
+        let found = |mms: &str, tables: &str| {
+            let text = format!(
+                "lazy-tlb-guest: final_drops=700\nlazy-tlb-guest: mms={mms}\n\
+                 lazy-tlb-guest: page_tables={tables}\n"
+            );
+            let report = Report::new(text, crate::console::End::Exited, 4, Path::new("gone"));
+            assert_eq!(ended(&report), 700);
+            let cases = left_over(&report);
+            cases.iter().map(|case| case.status).collect::<Vec<_>>()
+        };
+        use crate::report::Status::{Fail, Pass, Skip};
+        assert_eq!(found("2..2", "30..94"), [Pass, Pass]);
+        assert_eq!(found("2..67", "30..95"), [Fail, Fail]);
+        assert_eq!(found("-1..-1", "94..30"), [Skip, Pass]);
+    }
+
     fn plan<'a>(arch: &str, stages: &'a [String]) -> Plan<'a> {
         plan_of("test", arch, stages)
     }
@@ -773,6 +850,8 @@ mod tests {
             skip: &[],
             stages,
             json: None,
+            seconds: SECONDS,
+            append: "",
         }
     }
 
