@@ -7,7 +7,8 @@
  * On the kernel command line: LAZY_TLB_TEST_TIMEOUT, seconds for one program
  * (it gets more where LAZY_TLB_SECONDS asks it to run for long);
  * LAZY_TLB_ONLY, the name of the only program to run; and LAZY_TLB_STOP=1 to end
- * after the first program that fails. What the programs themselves read from the
+ * after the first program that fails; and LAZY_TLB_KEXEC=1 to go on to the kernel
+ * and the initramfs in /kexec in the end. What the programs themselves read from the
  * environment can stand there as well, LAZY_TLB_SEED and LAZY_TLB_SECONDS above
  * all: the kernel hands such words on to this process.
  */
@@ -17,6 +18,7 @@
 #include <poll.h>
 
 #define TESTS	"/tests"
+#define KEXEC	"/kexec/"
 
 /* Exit statuses, see kselftest.h. */
 #define EXIT_SKIP	4
@@ -237,12 +239,34 @@ static void report_stock(const struct stock *before)
 		   after.page_tables);
 }
 
+/* Another kernel is ready: it is to start with the same words, but for its tests. */
+static bool load_kernel(void)
+{
+	int kernel = open(KEXEC "kernel", O_RDONLY | O_CLOEXEC);
+	int initramfs = open(KEXEC "initramfs", O_RDONLY | O_CLOEXEC);
+	char words[2048];
+	size_t len;
+
+	if (kernel < 0 || initramfs < 0 ||
+	    !lazy_read_file("/proc/cmdline", words, sizeof(words) - 32)) {
+		guest_problem("kexec: " KEXEC "kernel or " KEXEC "initramfs or the command line is missing");
+		return false;
+	}
+	len = strcspn(words, "\n");
+	strcpy(words + len, " kunit.enable=0");
+	if (syscall(SYS_kexec_file_load, kernel, initramfs, strlen(words) + 1, words, 0UL)) {
+		guest_problem("kexec_file_load: %s", strerror(errno));
+		return false;
+	}
+	return true;
+}
+
 int main(void)
 {
 	long timeout = lazy_env("LAZY_TLB_TEST_TIMEOUT", 300) +
 		       2 * lazy_env("LAZY_TLB_SECONDS", 0);
 	const char *only = getenv("LAZY_TLB_ONLY");
-	bool stop = lazy_env("LAZY_TLB_STOP", 0);
+	bool kexec, stop = lazy_env("LAZY_TLB_STOP", 0);
 	struct dirent **tests;
 	struct lazy_cpus home;
 	struct stock before;
@@ -271,6 +295,12 @@ int main(void)
 			guest_status = 1;
 	}
 	report_stock(&before);
+	/* Takes longer than an mm waits. */
+	kexec = !guest_status && lazy_env("LAZY_TLB_KEXEC", 0) && load_kernel();
 	leave_an_mm_waiting(&home);
+	if (kexec && !guest_status) {
+		reboot(RB_KEXEC);
+		guest_problem("kexec: %s", strerror(errno));
+	}
 	guest_end();
 }

@@ -72,6 +72,8 @@ pub struct Variant {
     append: &'static str,
     /// How many times as long as others its guests may take.
     patience: u32,
+    /// Whether its x86_64 guest goes on to another kernel in the end, with mms that wait.
+    kexec: bool,
 }
 
 /// The first is what all other stages use as well.
@@ -82,6 +84,7 @@ pub static VARIANTS: [Variant; 5] = [
         arches: &["x86_64", "arm64"],
         append: "slab_debug=FZPU,mm_struct page_poison=1 LAZY_TLB_SUSPEND=1",
         patience: 4,
+        kexec: true,
         ..Variant::TEST
     },
     Variant {
@@ -115,6 +118,7 @@ impl Variant {
         suites: &SUITES,
         append: "",
         patience: 1,
+        kexec: false,
     };
 
     /// An error where it cannot be built for an architecture.
@@ -127,6 +131,11 @@ impl Variant {
             format!("{} is not for {}", self.name, arch.name),
             format!("it is for {}", self.arches.join(", ")),
         ))
+    }
+
+    /// Whether a guest goes on to another kernel.
+    fn kexecs(&self, arch: &Arch) -> bool {
+        self.kexec && arch.name == "x86_64"
     }
 
     /// What a guest's cases, log and stage are named by; the usual variant is not worth a word.
@@ -432,19 +441,29 @@ impl Work<'_> {
         let log = format!("test-{}-{policy}", name.replace('/', "-"));
         let found = match policy {
             BOGUS => bogus(project, &guest, &log),
-            _ => guest
-                .run(policy, plan.append, &log)
-                .map(|(report, mut cases)| {
+            _ => {
+                // The kernel does what waits in the same way on every architecture.
+                let waits = policy == "defer" && kind.arch().name == "x86_64";
+                let kexecs = waits && built.variant.kexecs(kind.arch());
+                let kexec = if kexecs { "LAZY_TLB_KEXEC=1" } else { "" };
+                let ran = guest.run(policy, &format!("{} {kexec}", plan.append), &log);
+                ran.map(|(report, mut cases)| {
                     self.ended.fetch_add(ended(&report), Ordering::Relaxed);
-                    // The kernel does it in the same way on every architecture.
-                    if policy == "defer" && kind.arch().name == "x86_64" {
+                    if waits {
                         cases.push(Case::of(
                             "no mm waits when the machine stops",
                             flushed(&report.text),
                         ));
                     }
+                    if kexecs {
+                        cases.push(Case::of(
+                            "another kernel comes up by kexec",
+                            kexeced(&report.text),
+                        ));
+                    }
                     cases
-                }),
+                })
+            }
         };
         let cases = found.unwrap_or_else(|error| vec![Case::failed("boot", format!("{error:#}"))]);
         let within = |case: Case| case.within(policy).within(&name);
@@ -591,7 +610,8 @@ impl Built {
     ) -> Result<Self> {
         let build = shop.build(arch, variant.name)?;
         let image = build.image()?;
-        let initramfs = test_initramfs(project, shop, &build)?;
+        let kernel = variant.kexecs(arch).then_some(image.as_path());
+        let initramfs = test_initramfs(project, shop, &build, kernel)?;
         Ok(Built {
             variant,
             image,
@@ -736,12 +756,18 @@ fn left_over(report: &Report) -> Vec<Case> {
         .collect()
 }
 
+/// What a kernel says first.
+const KERNEL: &str = "Linux version ";
+/// What a guest says when it has left an mm waiting.
+const WAITING: &str = "lazy-tlb-guest: waiting=";
+
 /// Whether the guest left an mm waiting when it stopped, and a round freed it after that.
 fn flushed(console: &str) -> Result<()> {
-    const WAITING: &str = "lazy-tlb-guest: waiting=";
     let (_, after) = console
         .split_once(WAITING)
         .context("the guest does not say what it left")?;
+    // Another kernel may have come up since.
+    let after = after.split(KERNEL).next().unwrap_or_default();
     let (count, after) = after.split_once('\n').unwrap_or((after, ""));
     anyhow::ensure!(
         count.trim().parse().is_ok_and(|count: u64| count > 0),
@@ -756,6 +782,16 @@ fn flushed(console: &str) -> Result<()> {
     Ok(())
 }
 
+/// Whether another kernel has come up after the guest left an mm waiting.
+fn kexeced(console: &str) -> Result<()> {
+    let after = console.split_once(WAITING).map_or("", |(_, after)| after);
+    anyhow::ensure!(
+        after.contains(KERNEL) && after.contains("lazy-tlb-guest: cpus="),
+        "no other kernel has started a first process"
+    );
+    Ok(())
+}
+
 /// Whether the kernel itself names the value, besides printing its command line.
 fn complains(console: &str) -> bool {
     let mut lines = console.lines().filter(|line| line.contains(BOGUS));
@@ -763,7 +799,12 @@ fn complains(console: &str) -> bool {
 }
 
 /// The initramfs of the test guest: its first process and every selftest.
-fn test_initramfs(project: &Project, shop: &Workshop<'_>, build: &Build<'_>) -> Result<PathBuf> {
+fn test_initramfs(
+    project: &Project,
+    shop: &Workshop<'_>,
+    build: &Build<'_>,
+    kernel: Option<&Path>,
+) -> Result<PathBuf> {
     let init = project.guest_program(build.arch, "test-init")?;
     let mut files = vec![GuestFile::program("init", &init)?];
     for program in shop.selftests(build)? {
@@ -781,6 +822,13 @@ fn test_initramfs(project: &Project, shop: &Workshop<'_>, build: &Build<'_>) -> 
             "the selftests' Makefile built no program",
             "look at TEST_GEN_PROGS in tools/testing/selftests/lazy_tlb/Makefile",
         ));
+    }
+    if let Some(kernel) = kernel {
+        let alive = build.out.join("alive-init.cpio");
+        let init = project.guest_program(build.arch, "alive-init")?;
+        guest::write_initramfs(&alive, &[GuestFile::program("init", &init)?])?;
+        files.push(GuestFile::program("kexec/kernel", kernel)?);
+        files.push(GuestFile::program("kexec/initramfs", &alive)?);
     }
     // Beside the kernel: another variant's may be made at the same time.
     let initramfs = build.out.join("test-init.cpio");
@@ -953,6 +1001,14 @@ mod tests {
         assert!(flushed(&format!("{round}{left}")).is_err());
         assert!(flushed(&format!("{}{round}", left.replace("=1", "=0"))).is_err());
         assert!(flushed(round).is_err());
+
+        let next = "[ 0.0] Linux version 7.3.4\nlazy-tlb-guest: cpus=4\n";
+        assert!(flushed(&format!("{left}{round}{next}")).is_ok());
+        assert!(flushed(&format!("{left}{next}{round}")).is_err());
+        assert!(kexeced(&format!("{left}{round}{next}")).is_ok());
+        assert!(kexeced(&format!("{next}{left}{round}")).is_err());
+        let (silent, _) = next.split_once('\n').unwrap();
+        assert!(kexeced(&format!("{left}{silent}")).is_err());
     }
 
     #[test]
