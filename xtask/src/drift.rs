@@ -253,9 +253,11 @@ fn small(base: &Base, series: &Series, dir: &Path) -> Result<Base> {
 /// The series as mails, which name the files that they were made for.
 fn mails(cache: &Cache, own: &Base, series: &Series, scratch: &Path) -> Result<Vec<PathBuf>> {
     let own = small(own, series, &scratch.join("own"))?;
-    let mut mails = mail::export(cache, &own, series, &scratch.join("mails"))?;
-    mails.retain(|mail| !mail.ends_with("0000-cover-letter.patch"));
-    Ok(mails)
+    let threads = mail::export(cache, &own, series, &scratch.join("mails"))?;
+    Ok(threads
+        .into_iter()
+        .flat_map(|thread| thread.patches)
+        .collect())
 }
 
 /// Tries the patches on a kernel; what became of them is written into `out`.

@@ -423,8 +423,11 @@ fn run(cli: Cli) -> Result<Exit> {
         Command::Report { options } => results::run(&project, &options)?,
         Command::Series { out } => {
             let (base, series) = (project.base()?, project.series()?);
-            for mail in mail::export(&project.cache, &base, &series, &out)? {
-                println!("{}", mail.display());
+            for thread in mail::export(&project.cache, &base, &series, &out)? {
+                for mail in thread.cover.iter().chain(&thread.patches) {
+                    println!("{}", mail.display());
+                }
+                println!("{}", mail::recipients(&base, &thread)?.display());
             }
         }
         Command::Tidy => {

@@ -68,10 +68,7 @@ impl Mutant {
     /// Reads a mutant: a patch whose message has `Arch:`, and `Policy:` where that is another
     /// than the default.
     fn parse(name: &str, text: &str) -> Result<Self> {
-        let entry = Entry {
-            file: format!("{name}.patch"),
-            adds: Vec::new(),
-        };
+        let entry = Entry::new(format!("{name}.patch"));
         let patch = Patch::parse(DIR, entry, text)?;
         let bad = |what: String| {
             fail(

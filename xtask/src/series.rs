@@ -24,6 +24,9 @@ pub const LIST: &str = "patches/series.toml";
 pub struct Entry {
     /// The patch's file name in `patches/`.
     pub file: String,
+    /// The cover letter in `patches/` of the part that begins with this patch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cover: Option<String>,
     /// The new files it brings, relative to the repository's (and the kernel's) top level.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub adds: Vec<PathBuf>,
@@ -143,6 +146,42 @@ pub struct Series {
     pub patches: Vec<Patch>,
 }
 
+impl Entry {
+    /// One without new files.
+    pub fn new(file: impl Into<String>) -> Self {
+        Entry {
+            file: file.into(),
+            cover: None,
+            adds: Vec::new(),
+        }
+    }
+
+    /// The file name without the number in front, which changes when patches come and go.
+    pub fn slug(&self) -> &str {
+        self.file.trim_start_matches(|c: char| c.is_ascii_digit())
+    }
+}
+
+/// What is mailed as one thread.
+pub struct Part<'a> {
+    /// The cover letter's file name in `patches/`.
+    pub cover: Option<&'a str>,
+    /// In order.
+    pub patches: &'a [Patch],
+}
+
+impl Part<'_> {
+    /// The cover letter's name.
+    pub fn name(&self) -> &str {
+        let stem = |cover: &str| cover.len() - ".md".len();
+        self.cover
+            .map_or("patches", |cover| match cover.ends_with(".md") {
+                true => &cover[..stem(cover)],
+                false => cover,
+            })
+    }
+}
+
 /// Which part of a series is meant.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Selection {
@@ -179,7 +218,11 @@ impl Series {
         })?;
         let list: List = toml::from_str(&text).map_err(|error| {
             let what = format!("{}: {error}", path.display());
-            fail(Exit::Patch, what, "each [[patch]] has `file` and `adds`")
+            fail(
+                Exit::Patch,
+                what,
+                "each [[patch]] has `file`, and may have `cover` and `adds`",
+            )
         })?;
         let mut patches = Vec::new();
         for entry in list.patch {
@@ -202,8 +245,23 @@ impl Series {
         let list = toml::to_string_pretty(&List { patch: entries })?;
         Ok(format!(
             "# The series, in order. `adds` are the new files of a patch; each stands in this\n\
-             # repository at its final path, and is in exactly one patch.\n\n{list}"
+             # repository at its final path, and is in exactly one patch. With a `cover` begins\n\
+             # what is mailed as a thread of its own.\n\n{list}"
         ))
+    }
+
+    /// What is mailed, thread by thread.
+    pub fn parts(&self) -> Vec<Part<'_>> {
+        let mut parts = Vec::new();
+        let mut rest = &self.patches[..];
+        while let Some(first) = rest.first() {
+            let next = rest[1..].iter().position(|p| p.entry.cover.is_some());
+            let (patches, others) = rest.split_at(next.map_or(rest.len(), |next| next + 1));
+            let cover = first.entry.cover.as_deref();
+            parts.push(Part { cover, patches });
+            rest = others;
+        }
+        parts
     }
 
     /// The patches that are meant, in order.
@@ -556,10 +614,7 @@ pub mod tests {
         let series = Series::load(&repo).unwrap();
         let changes = series.changes(&base, &Selection::default()).unwrap();
         let more = |line: &str| {
-            let entry = Entry {
-                file: "more.patch".into(),
-                adds: Vec::new(),
-            };
+            let entry = Entry::new("more.patch");
             let text = format!(
                 "Subject: a\n\nb\n---\n\
                  diff --git a/mm/lazy_tlb/lazy_tlb.rs b/mm/lazy_tlb/lazy_tlb.rs\n\
@@ -672,10 +727,7 @@ pub mod tests {
             "Subject: a\n\nb\n",
             "a\n\nb\n---\n",
         ] {
-            let entry = Entry {
-                file: "0001-a.patch".into(),
-                adds: Vec::new(),
-            };
+            let entry = Entry::new("0001-a.patch");
             assert!(Patch::parse(DIR, entry, text).is_err(), "{text:?}");
         }
     }

@@ -518,15 +518,20 @@ fn cargo_case(line: &str) -> Option<Case> {
 fn series(project: &Project, shop: &Workshop<'_>) -> Result<Vec<Case>> {
     let cache = &project.cache;
     let dir = tempfile::tempdir_in(cache.dir("tree")?)?;
-    let mails = mail::export(cache, &shop.base, &shop.series, &dir.path().join("mails"))?;
-    let patches: Vec<&PathBuf> = mails
-        .iter()
-        .filter(|m| !m.ends_with("0000-cover-letter.patch"))
-        .collect();
+    let threads = mail::export(cache, &shop.base, &shop.series, &dir.path().join("mails"))?;
+    let patches = mail::patches(&threads);
     let mut cases = vec![match patches.len() {
         0 => Case::failed("series/export", "the series has no patch"),
         _ => Case::passed("series/export"),
     }];
+
+    for thread in &threads {
+        let name = thread.dir.file_name().unwrap_or_default().to_string_lossy();
+        cases.push(Case::of(
+            format!("series/recipients of {name}"),
+            mail::recipients(&shop.base, thread).map(|_| ()),
+        ));
+    }
 
     let whole = dir.path().join("whole");
     tree::export(
@@ -551,7 +556,12 @@ fn series(project: &Project, shop: &Workshop<'_>) -> Result<Vec<Case>> {
         tree::Checkout::Touched,
     )?;
     cases.push(Case::of("series/git am gives the same tree", {
-        git_am(&pristine, &patches, &dir.path().join("am.log")).and_then(|()| {
+        // As a person would, who has them all in a folder.
+        let mails: Vec<&PathBuf> = threads
+            .iter()
+            .flat_map(|thread| thread.cover.iter().chain(&thread.patches))
+            .collect();
+        git_am(&pristine, &mails, &dir.path().join("am.log")).and_then(|()| {
             let hash = |dir: &Path| sh::capture(sh::git(dir).args(["rev-parse", "HEAD^{tree}"]));
             let (mailed, built) = (hash(&pristine)?, hash(&whole)?);
             anyhow::ensure!(
@@ -586,11 +596,12 @@ fn series(project: &Project, shop: &Workshop<'_>) -> Result<Vec<Case>> {
     Ok(cases)
 }
 
-fn git_am(dir: &Path, patches: &[&PathBuf], log: &Path) -> Result<()> {
+fn git_am(dir: &Path, mails: &[&PathBuf], log: &Path) -> Result<()> {
     let mut git = sh::git(dir);
     git.env("GIT_COMMITTER_NAME", "xtask")
         .env("GIT_COMMITTER_EMAIL", "xtask@localhost");
-    git.args(["am", "--quiet"]).args(patches);
+    // Cover letters have no patch.
+    git.args(["am", "--quiet", "--empty=drop"]).args(mails);
     sh::logged(
         &git,
         log,

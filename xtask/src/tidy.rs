@@ -420,12 +420,9 @@ fn checkpatch(tidy: &Tidy<'_>) -> Result<Vec<String>> {
     let dir = tempfile::tempdir()?;
     let out = dir.path().join("mails");
     let tree = tree::patched(cache, &tidy.base, &tidy.series, &Selection::default())?;
-    let mails = mail::export(cache, &tidy.base, &tidy.series, &out)?;
+    let threads = mail::export(cache, &tidy.base, &tidy.series, &out)?;
+    let mails = mail::patches(&threads);
     ensure!(!mails.is_empty(), "the series has no patch to check");
-    let mails: Vec<&PathBuf> = mails
-        .iter()
-        .filter(|mail| !mail.ends_with("0000-cover-letter.patch"))
-        .collect();
     // It takes a second to start, and seconds for a large patch.
     let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
     let share = |first: usize| -> Vec<&PathBuf> {
@@ -711,10 +708,7 @@ mod tests {
 
     #[test]
     fn a_barrier_in_a_hunk_is_found_with_its_line_in_the_patch() {
-        let entry = crate::series::Entry {
-            file: "0001-a.patch".into(),
-            adds: Vec::new(),
-        };
+        let entry = crate::series::Entry::new("0001-a.patch");
         let patch = "Subject: a\n\nb\n---\ndiff --git a/k.c b/k.c\n--- a/k.c\n+++ b/k.c\n\
                      @@ -1,2 +1,3 @@\n \tsmp_mb();\n+\tsmp_wmb();\n \tx();\n";
         let texts = Text::of_patch(&Patch::parse(crate::series::DIR, entry, patch).unwrap());

@@ -443,7 +443,10 @@ pub fn import(repo: &Path, from: &Path) -> Result<()> {
         let slug = git(&["log", "-1", "--format=%f", id])?;
         let file = format!("{:04}-{}.patch", index + 1, slug.trim());
         let body = git(&["log", "-1", "--format=%b", id])?.trim().to_owned();
-        let entry = Entry { file, adds };
+        let entry = Entry {
+            adds,
+            ..Entry::new(file)
+        };
         patches.push(Patch {
             dir: crate::series::DIR,
             entry,
@@ -453,15 +456,32 @@ pub fn import(repo: &Path, from: &Path) -> Result<()> {
         });
     }
 
-    write_series(repo, from, &patches)
+    write_series(repo, from, patches)
 }
 
 /// Replaces what the repository holds; the files of the old series that are not in the new go.
-fn write_series(repo: &Path, from: &Path, patches: &[Patch]) -> Result<()> {
+fn write_series(repo: &Path, from: &Path, mut patches: Vec<Patch>) -> Result<()> {
     let old = match repo.join(crate::series::LIST).exists() {
         true => Series::load(repo)?.patches,
         false => Vec::new(),
     };
+    let entries = || old.iter().map(|patch| &patch.entry);
+    for entry in entries().filter(|entry| entry.cover.is_some()) {
+        let same = patches
+            .iter_mut()
+            .find(|new| new.entry.slug() == entry.slug());
+        let same = same.ok_or_else(|| {
+            fail(
+                Exit::Patch,
+                format!("{} has a cover letter and is gone", entry.file),
+                format!(
+                    "give its `cover` to another patch in {}",
+                    crate::series::LIST
+                ),
+            )
+        })?;
+        same.entry.cover = entry.cover.clone();
+    }
     let files = |patches: &[Patch]| -> BTreeSet<PathBuf> {
         let new = patches.iter().flat_map(|p| p.entry.adds.clone());
         let own = patches.iter().map(Patch::path);
@@ -471,7 +491,7 @@ fn write_series(repo: &Path, from: &Path, patches: &[Patch]) -> Result<()> {
     for path in files(&old) {
         changes.insert(path, None);
     }
-    for patch in patches {
+    for patch in &patches {
         for path in &patch.entry.adds {
             changes.insert(path.clone(), Content::read(&from.join(path))?);
         }
@@ -707,10 +727,7 @@ mod tests {
         let changes = series.changes(&base.dir, &all).unwrap();
         let before = snapshot(&tree).unwrap();
         let mutant = |ours: &str| {
-            let entry = Entry {
-                file: "a.patch".into(),
-                adds: Vec::new(),
-            };
+            let entry = Entry::new("a.patch");
             // A file of ours, and one that the series leaves alone.
             let hunk = |path: &str, line: &str| {
                 format!(
