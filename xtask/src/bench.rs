@@ -759,8 +759,11 @@ fn check_drained(record: &Record, drained: &str) -> Result<()> {
 
 fn check_order(unconditional: &Group<'_>, shootdown: &Group<'_>) -> Result<()> {
     let [more, less] = [unconditional, shootdown].map(|group| group.sum(|r| r.ipis));
+    // Where the mask has lazy CPUs only, as on s390, both do the same, and how many CPUs were lazy is
+    // by chance.
+    let exact = unconditional.sum(|r| r.scanned) == unconditional.sum(|r| r.lazy_found);
     ensure!(
-        more >= less,
+        more >= less || exact,
         "unconditional sent {more} IPIs, shootdown {less}"
     );
     Ok(())
@@ -1090,6 +1093,11 @@ lazy-tlb-guest: done status=0
             ["threaded/unconditional interrupts no less"]
         );
         assert!(broken("unconditional", |r| r.ipis = 25).is_empty());
+        let exact = broken("unconditional", |r| {
+            r.ipis = 24;
+            r.lazy_found = r.scanned;
+        });
+        assert!(exact.is_empty(), "{exact:?}");
     }
 
     #[test]
