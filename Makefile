@@ -5,6 +5,7 @@
 #   make test ARCH=s390      the same on one: x86_64, arm64, s390, powerpc (or powerpc-hash), riscv, um
 #   make test VARIANT=kasan  the guests only, kernels built otherwise: kasan, kcsan, rt, norust, or all
 #   make run LINUX=~/linux   the same on your own unpatched Linux 7.3.x tree
+#   make apply LINUX=~/linux put the series onto it; make unapply LINUX=~/linux takes it off again
 
 OUT ?= mails
 # Without ARCH, `run` is x86_64's, `setup` and `test` are for all. An empty ARCH=, VARIANT= or
@@ -29,7 +30,7 @@ endif
 CARGO_LEAST := 1.85
 AS_ROOT := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-.PHONY: help run test setup series tidy clean cargo
+.PHONY: help run test setup series apply unapply tidy clean cargo
 
 help:
 	@sed -n 's/^#   //p' $(firstword $(MAKEFILE_LIST))
@@ -41,6 +42,12 @@ run test setup tidy: cargo
 
 series: cargo
 	cargo xtask series --out $(OUT)
+
+apply: cargo
+	cargo xtask apply
+
+unapply: cargo
+	cargo xtask apply --reverse
 
 clean:
 	rm -rf target

@@ -18,6 +18,7 @@ mod kbuild;
 mod kernelbench;
 mod ktap;
 mod lab;
+mod lint;
 mod litmus;
 mod mail;
 mod model;
@@ -202,6 +203,12 @@ enum Command {
         #[command(flatten)]
         options: bisect::Options,
     },
+    /// Has the kernel's own checkers look at the series' files: W=1, sparse, clippy, rustdoc, htmldocs.
+    #[command(after_help = "Example: cargo xtask lint --arch all")]
+    Lint {
+        #[command(flatten)]
+        options: lint::Options,
+    },
     /// Asks the kernel's memory model about every litmus test of the series.
     #[command(after_help = "Example: cargo xtask litmus")]
     Litmus,
@@ -357,7 +364,7 @@ fn run(cli: Cli) -> Result<Exit> {
                 fail(
                     Exit::Usage,
                     "apply to which tree?",
-                    "give it with --linux DIR",
+                    "give it with --linux DIR (or `make apply LINUX=DIR`)",
                 )
             })?;
             tree::apply(&project.series()?, dir, reverse)?;
@@ -435,6 +442,7 @@ fn run(cli: Cli) -> Result<Exit> {
             recorder.stage("tidy", || tidy::cases(&project));
             return Ok(recorder.finish());
         }
+        Command::Lint { options } => return lint::run(&project, &options),
         Command::Litmus => {
             // Before the stage: having no test, or no herd7, has an exit code of its own.
             let cases = litmus::cases(&project)?;

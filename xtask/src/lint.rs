@@ -1,0 +1,246 @@
+//! `lint`: what the kernel's own checkers say of the files that the series touches.
+//!
+//! They are built apart from all other kernels, for a checker's flags would have everything rebuilt. What
+//! a checker says of other files of the tree is not the series' doing, and is left out.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::Result;
+use clap::Args;
+
+use crate::arch::{self, Arch};
+use crate::failure::{fail, Exit};
+use crate::kbuild::Build;
+use crate::project::{Project, Workshop};
+use crate::report::{Case, Recorder};
+use crate::sh;
+
+/// Where pages of the series are, as sphinx is told.
+const PAGES: &str = "mm admin-guide/mm";
+
+/// What is looked at.
+#[derive(Args)]
+pub struct Options {
+    /// x86_64, arm64, s390, powerpc, riscv, um, or all but the last two.
+    #[arg(long, default_value = "x86_64", env = "ARCH", hide_env_values = true)]
+    arch: String,
+    /// Leave out `make rustdoc` and `make htmldocs`.
+    #[arg(long)]
+    without_docs: bool,
+}
+
+/// A run of make, and the program that it needs besides the usual tools.
+struct Check {
+    name: &'static str,
+    program: Option<(&'static str, &'static str)>,
+    words: Vec<String>,
+    targets: Vec<String>,
+}
+
+/// `lint` itself.
+pub fn run(project: &Project, options: &Options) -> Result<Exit> {
+    let arches = arch::of_kinds(&arch::kinds(&options.arch)?);
+    let shop = project.workshop(&[], &arches)?;
+    let mut recorder = Recorder::default();
+    for arch in arches {
+        recorder.stage(&format!("lint/{}", arch.name), || {
+            let docs = !options.without_docs && arch.name == "x86_64";
+            cases(&shop, arch, docs)
+        });
+    }
+    Ok(recorder.finish())
+}
+
+fn cases(shop: &Workshop<'_>, arch: &'static Arch, docs: bool) -> Result<Vec<Case>> {
+    let build = shop.build(arch, "lint")?;
+    build.configure()?;
+    let files = files_of(shop);
+    let objects = objects(&files, &shop.tree, kernel_arch(arch));
+    let driver = shop.tools.rustc.with_file_name("clippy-driver");
+    let words = |words: &[&str]| {
+        words
+            .iter()
+            .map(|word| word.to_string())
+            .collect::<Vec<_>>()
+    };
+    let mut checks = vec![
+        Check {
+            name: "W=1",
+            program: None,
+            words: words(&["W=1"]),
+            targets: objects.clone(),
+        },
+        Check {
+            name: "sparse",
+            program: Some(("sparse", "sparse")),
+            words: words(&["W=1", "C=2", "CHECK=sparse"]),
+            targets: objects.clone(),
+        },
+        Check {
+            name: "clippy",
+            program: Some(("clippy-driver", "clippy")),
+            words: words(&["CLIPPY=1", &format!("CLIPPY_DRIVER={}", driver.display())]),
+            targets: words(&["rust/kernel.o", "mm/lazy_tlb/"]),
+        },
+    ];
+    if docs {
+        checks.push(Check {
+            name: "rustdoc",
+            program: None,
+            words: Vec::new(),
+            targets: words(&["rustdoc"]),
+        });
+        checks.push(Check {
+            name: "htmldocs",
+            program: Some(("sphinx-build", "python3-sphinx")),
+            words: words(&[&format!("SPHINXDIRS={PAGES}")]),
+            targets: words(&["htmldocs"]),
+        });
+    }
+    let tried = |check: &Check| {
+        let name = format!("lint/{}/{}", arch.name, check.name);
+        match check.program {
+            Some((program, package)) if !there_is(program, &driver) => Ok(Case {
+                detail: format!("no {program}; install {package}"),
+                ..Case::skipped(name)
+            }),
+            _ => Ok(Case::of(name, tried(&build, check, &files)?)),
+        }
+    };
+    checks.iter().map(tried).collect()
+}
+
+/// Whether a program is there; the one of clippy has to be that of the compiler.
+fn there_is(program: &str, driver: &Path) -> bool {
+    match driver.ends_with(program) {
+        true => driver.exists(),
+        false => sh::capture(Command::new(program).arg("--version")).is_ok(),
+    }
+}
+
+/// Runs make, which may fail: what counts is what is said of our files, and that something was built.
+fn tried(build: &Build<'_>, check: &Check, files: &BTreeSet<PathBuf>) -> Result<Result<()>> {
+    let mut make = build.make();
+    let jobs = std::thread::available_parallelism().map_or(1, |n| n.get());
+    make.arg(format!("-j{jobs}"))
+        .args(&check.words)
+        .args(&check.targets);
+    let name = check.name.replace('=', "");
+    let log = build.out.join(format!("lint-{name}.log"));
+    let mut found = Vec::new();
+    let mut last = String::new();
+    let remedy = "the first `error:` in the log says what is wrong";
+    let built = sh::logged(&make, &log, Exit::Build, remedy, |line| {
+        found.extend(finding(line, &last, files));
+        line.clone_into(&mut last);
+    });
+    Ok(match (found.is_empty(), built) {
+        (true, Ok(())) => Ok(()),
+        (true, Err(error)) => Err(error),
+        (false, _) => Err(fail(
+            Exit::Failed,
+            format!("{} findings:\n{}", found.len(), found.join("\n")),
+            format!("the whole log is {}", log.display()),
+        )),
+    })
+}
+
+/// What a line of a compiler or a checker says of one of our files. Rust's tools say what it is
+/// about in the line before the one with the place.
+fn finding(line: &str, last: &str, files: &BTreeSet<PathBuf>) -> Option<String> {
+    let (place, said) = match line.trim_start().strip_prefix("--> ") {
+        Some(place) => (place, last),
+        None => {
+            let words = [": warning: ", ": error: ", ": WARNING: ", ": ERROR: "];
+            let at = words.iter().find_map(|word| line.find(word))?;
+            (&line[..at], &line[at + 2..])
+        }
+    };
+    let path = place.split(':').next().unwrap_or_default();
+    let ours = |file: &&PathBuf| Path::new(path).ends_with(file);
+    let file = files.iter().find(ours)?;
+    let rest = &place[path.len()..];
+    Some(format!("{}{rest}: {said}", file.display()))
+}
+
+/// The files that the series changes or brings.
+fn files_of(shop: &Workshop<'_>) -> BTreeSet<PathBuf> {
+    let touched = shop.series.patches.iter().flat_map(|patch| patch.touches());
+    let added = shop.series.added().into_iter().map(Path::to_owned);
+    touched.chain(added).collect()
+}
+
+/// The folder in arch/.
+fn kernel_arch(arch: &Arch) -> &str {
+    match arch.name {
+        "x86_64" => "x86",
+        name => name,
+    }
+}
+
+/// The objects of the C files among them that this architecture may build, as kbuild's targets.
+fn objects(files: &BTreeSet<PathBuf>, tree: &Path, arch: &str) -> Vec<String> {
+    let of_another = |path: &Path| {
+        let mut parts = path.iter().map(|part| part.to_string_lossy());
+        parts.next().is_some_and(|first| first == "arch")
+            && parts.next().is_some_and(|second| second != arch)
+    };
+    let built = |path: &&PathBuf| {
+        let outside = ["tools", "rust", "mm/lazy_tlb", "drivers"];
+        path.extension().is_some_and(|e| e == "c")
+            && !outside.iter().any(|dir| path.starts_with(dir))
+            && !of_another(path)
+            && tree.join(path).exists()
+    };
+    let object = |path: &PathBuf| path.with_extension("o").to_string_lossy().into_owned();
+    let mut objects: Vec<String> = files.iter().filter(built).map(object).collect();
+    objects.push("mm/lazy_tlb/".into());
+    objects
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_said_of_our_files_is_found() {
+        let files = BTreeSet::from(["kernel/fork.c", "rust/kernel/smp.rs"].map(PathBuf::from));
+        let found = |line: &str, last: &str| finding(line, last, &files);
+        assert_eq!(
+            found("/tree/kernel/fork.c:7:2: warning: unused", "").as_deref(),
+            Some("kernel/fork.c:7:2: warning: unused")
+        );
+        assert_eq!(
+            found("  --> rust/kernel/smp.rs:9:1", "warning: needless").as_deref(),
+            Some("rust/kernel/smp.rs:9:1: warning: needless")
+        );
+        assert!(found("kernel/exit.c:7:2: warning: unused", "").is_none());
+        assert!(found("my/kernel/fork.c.h:7: warning: x", "").is_none());
+        assert!(found("  CC      kernel/fork.o", "").is_none());
+    }
+
+    #[test]
+    fn objects_are_those_of_the_architecture() {
+        let tree = tempfile::tempdir().unwrap();
+        let names = [
+            "kernel/fork.c",
+            "arch/x86/mm/tlb.c",
+            "arch/s390/mm/init.c",
+            "tools/perf/bench/a.c",
+            "mm/lazy_tlb/slot.c",
+            "include/linux/lazy_tlb.h",
+        ];
+        for name in names {
+            let path = tree.path().join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, "").unwrap();
+        }
+        let files = names.map(PathBuf::from).into();
+        assert_eq!(
+            objects(&files, tree.path(), "x86"),
+            ["arch/x86/mm/tlb.o", "kernel/fork.o", "mm/lazy_tlb/"]
+        );
+    }
+}
