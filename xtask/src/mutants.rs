@@ -25,6 +25,8 @@ use crate::tree;
 const DIR: &str = "mutants";
 /// What stands in place of a guest where a litmus test is changed.
 const LITMUS: &str = "litmus";
+/// Seconds that a program has in a guest: nothing else runs beside it, and some bugs are hangs.
+const PROGRAM_TIMEOUT: u64 = 150;
 /// One red test is enough.
 const STOP: &str = "LAZY_TLB_STOP=1";
 
@@ -340,7 +342,7 @@ fn in_guest(
     // The same folder as `shop.tree`: kbuild goes on from what it has.
     tree::mutated(&project.cache, &shop.base, all, &mutant.patch)?;
     let built = Built::build(project, shop, kind.arch(), &Variant::TEST)?;
-    let guest = TestGuest::new(project, shop, kind, &built)?;
+    let guest = TestGuest::new(project, shop, kind, &built)?.impatient(PROGRAM_TIMEOUT);
     let (report, cases) = guest.run(policy, STOP, &format!("mutant-{}", mutant.name))?;
     Ok(Red::of_guest(&report, &cases))
 }

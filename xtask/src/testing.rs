@@ -48,13 +48,13 @@ const SUITES: [&str; 2] = ["lazy_tlb", "lazy_tlb_policy"];
 const BOGUS: &str = "bogus";
 /// Seconds that the guest gives one program: generous, for others build and boot beside it.
 const PROGRAM_TIMEOUT: u64 = 600;
+/// What a guest may be silent for longer than a program may run.
+const SILENCE_MORE: u64 = 60;
 /// How long a test that could go on for ever does, unless told: many guests are booted one after the
 /// other.
 pub const SECONDS: u64 = 2;
 /// Mms, or pages of page tables, that may be more at the end than at first: what CPUs keep.
 const SLACK: u64 = 64;
-/// Somewhat longer than that.
-const TEST_SILENCE: Duration = Duration::from_secs(PROGRAM_TIMEOUT + 60);
 /// All the selftests, each of which may take minutes under emulation.
 const TEST_TIMEOUT: Duration = Duration::from_secs(2400);
 
@@ -640,6 +640,8 @@ pub struct TestGuest<'a> {
     accel: String,
     /// How long a test goes on that could do so for ever.
     seconds: u64,
+    /// Seconds that a program has.
+    program: u64,
 }
 
 impl<'a> TestGuest<'a> {
@@ -657,7 +659,13 @@ impl<'a> TestGuest<'a> {
             built,
             accel: guest::accelerator(&project.cache, kind.arch(), &built.image)?,
             seconds: SECONDS,
+            program: PROGRAM_TIMEOUT * u64::from(built.variant.patience),
         })
+    }
+
+    /// The same with so many seconds for a program, where a guest that hangs is no surprise.
+    pub fn impatient(self, program: u64) -> Self {
+        TestGuest { program, ..self }
     }
 
     /// Runs every test under a policy; `append` has more words for the first process.
@@ -667,10 +675,11 @@ impl<'a> TestGuest<'a> {
             true => "",
             false => "kunit.filter_glob=lazy_tlb*",
         };
-        let timeout = PROGRAM_TIMEOUT * u64::from(self.built.variant.patience);
-        let seconds = self.seconds;
+        let TestGuest {
+            program, seconds, ..
+        } = self;
         let append =
-            format!("{suites} LAZY_TLB_TEST_TIMEOUT={timeout} LAZY_TLB_SECONDS={seconds} {append}");
+            format!("{suites} LAZY_TLB_TEST_TIMEOUT={program} LAZY_TLB_SECONDS={seconds} {append}");
         let report = self.boot(policy, append.trim(), &self.built.initramfs, log)?;
         let mut cases = ktap::results(self.tree, &report.text)?;
         let suites = self.built.variant.suites;
@@ -708,7 +717,7 @@ impl<'a> TestGuest<'a> {
             smp: 4,
             append: &append,
             timeout: TEST_TIMEOUT * variant.patience + 10 * longer,
-            silence: TEST_SILENCE * variant.patience + 3 * longer,
+            silence: Duration::from_secs(self.program + SILENCE_MORE) + 3 * longer,
             log: self.project.cache.path(format!("log/{log}.log")),
             echo: false,
         }
