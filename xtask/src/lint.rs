@@ -1,7 +1,8 @@
 //! `lint`: what the kernel's own checkers say of the files that the series touches.
 //!
 //! They are built apart from all other kernels, for a checker's flags would have everything rebuilt. What
-//! a checker says of other files of the tree is not the series' doing, and is left out.
+//! a checker says of other files of the tree, or of lines that the base has as well, is not the series'
+//! doing, and is left out.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -19,6 +20,11 @@ use crate::sh;
 
 /// Where pages of the series are, as sphinx is told.
 const PAGES: &str = "mm admin-guide/mm";
+
+/// sparse, of which no release knows what the kernel asks it for first.
+const SPARSE: &str = "CHECK=sparse -D__typeof_unqual__=__typeof__";
+/// What make says where it will not use a checker.
+const UNUSED: &str = "is not available or not up to date";
 
 /// What is looked at.
 #[derive(Args)]
@@ -75,7 +81,7 @@ fn cases(shop: &Workshop<'_>, arch: &'static Arch, docs: bool) -> Result<Vec<Cas
         Check {
             name: "sparse",
             program: Some(("sparse", "sparse")),
-            words: words(&["W=1", "C=2", "CHECK=sparse"]),
+            words: words(&["W=1", "C=2", SPARSE]),
             targets: objects.clone(),
         },
         Check {
@@ -106,7 +112,7 @@ fn cases(shop: &Workshop<'_>, arch: &'static Arch, docs: bool) -> Result<Vec<Cas
                 detail: format!("no {program}; install {package}"),
                 ..Case::skipped(name)
             }),
-            _ => Ok(Case::of(name, tried(&build, check, &files)?)),
+            _ => Ok(Case::of(name, tried(shop, &build, check, &files)?)),
         }
     };
     checks.iter().map(tried).collect()
@@ -121,7 +127,12 @@ fn there_is(program: &str, driver: &Path) -> bool {
 }
 
 /// Runs make, which may fail: what counts is what is said of our files, and that something was built.
-fn tried(build: &Build<'_>, check: &Check, files: &BTreeSet<PathBuf>) -> Result<Result<()>> {
+fn tried(
+    shop: &Workshop<'_>,
+    build: &Build<'_>,
+    check: &Check,
+    files: &BTreeSet<PathBuf>,
+) -> Result<Result<()>> {
     let mut make = build.make();
     let jobs = std::thread::available_parallelism().map_or(1, |n| n.get());
     make.arg(format!("-j{jobs}"))
@@ -130,26 +141,71 @@ fn tried(build: &Build<'_>, check: &Check, files: &BTreeSet<PathBuf>) -> Result<
     let name = check.name.replace('=', "");
     let log = build.out.join(format!("lint-{name}.log"));
     let mut found = Vec::new();
-    let mut last = String::new();
+    let (mut last, mut unused) = (String::new(), false);
     let remedy = "the first `error:` in the log says what is wrong";
     let built = sh::logged(&make, &log, Exit::Build, remedy, |line| {
-        found.extend(finding(line, &last, files));
-        line.clone_into(&mut last);
+        let ours = finding(line, &last, files);
+        found.extend(ours.filter(|found| found.is_new(&shop.base.dir, &shop.tree)));
+        unused |= line.contains(UNUSED);
+        if !line.trim_start().starts_with("--> ") {
+            line.clone_into(&mut last);
+        }
     });
+    if unused {
+        let what = format!("make does not use {}", check.name);
+        return Ok(Err(fail(Exit::Environment, what, "install a newer one")));
+    }
+    let found: BTreeSet<String> = found.iter().map(Finding::to_string).collect();
     Ok(match (found.is_empty(), built) {
         (true, Ok(())) => Ok(()),
         (true, Err(error)) => Err(error),
         (false, _) => Err(fail(
             Exit::Failed,
-            format!("{} findings:\n{}", found.len(), found.join("\n")),
+            format!("{} findings:\n{}", found.len(), shown(&found)),
             format!("the whole log is {}", log.display()),
         )),
     })
 }
 
+fn shown(found: &BTreeSet<String>) -> String {
+    found
+        .iter()
+        .map(String::as_str)
+        .collect::<Vec<_>>()
+        .join("\n")
+}
+
+/// Something that is said of one of our files.
+#[derive(Debug)]
+struct Finding {
+    file: PathBuf,
+    /// From one; none is named if it is zero.
+    line: usize,
+    said: String,
+}
+
+impl std::fmt::Display for Finding {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}:{}: {}", self.file.display(), self.line, self.said)
+    }
+}
+
+impl Finding {
+    /// Whether the base has no such file, or its file no such line.
+    fn is_new(&self, base: &Path, tree: &Path) -> bool {
+        let read = |dir: &Path| std::fs::read_to_string(dir.join(&self.file)).unwrap_or_default();
+        let (old, new) = (read(base), read(tree));
+        let line = self.line.checked_sub(1).and_then(|n| new.lines().nth(n));
+        match line {
+            Some(line) => !old.lines().any(|other| other == line),
+            None => old.is_empty(),
+        }
+    }
+}
+
 /// What a line of a compiler or a checker says of one of our files. Rust's tools say what it is
 /// about in the line before the one with the place.
-fn finding(line: &str, last: &str, files: &BTreeSet<PathBuf>) -> Option<String> {
+fn finding(line: &str, last: &str, files: &BTreeSet<PathBuf>) -> Option<Finding> {
     let (place, said) = match line.trim_start().strip_prefix("--> ") {
         Some(place) => (place, last),
         None => {
@@ -158,11 +214,23 @@ fn finding(line: &str, last: &str, files: &BTreeSet<PathBuf>) -> Option<String> 
             (&line[..at], &line[at + 2..])
         }
     };
-    let path = place.split(':').next().unwrap_or_default();
-    let ours = |file: &&PathBuf| Path::new(path).ends_with(file);
-    let file = files.iter().find(ours)?;
-    let rest = &place[path.len()..];
-    Some(format!("{}{rest}: {said}", file.display()))
+    let mut place = place.split(':');
+    let path = place.next().unwrap_or_default();
+    // objtool names the object of the file, and no line.
+    let source = ["c", "rs"].map(|e| Path::new(path).with_extension(e));
+    let object = path.ends_with(".o");
+    let ours = |file: &&PathBuf| match object {
+        true => source.iter().any(|source| source.ends_with(file)),
+        false => Path::new(path).ends_with(file),
+    };
+    Some(Finding {
+        file: files.iter().find(ours)?.clone(),
+        line: place
+            .next()
+            .and_then(|n| n.parse().ok())
+            .unwrap_or_default(),
+        said: said.into(),
+    })
 }
 
 /// The files that the series changes or brings.
@@ -207,18 +275,38 @@ mod tests {
     #[test]
     fn what_is_said_of_our_files_is_found() {
         let files = BTreeSet::from(["kernel/fork.c", "rust/kernel/smp.rs"].map(PathBuf::from));
-        let found = |line: &str, last: &str| finding(line, last, &files);
+        let found = |line: &str, last: &str| finding(line, last, &files).map(|f| f.to_string());
         assert_eq!(
             found("/tree/kernel/fork.c:7:2: warning: unused", "").as_deref(),
-            Some("kernel/fork.c:7:2: warning: unused")
+            Some("kernel/fork.c:7: warning: unused")
         );
         assert_eq!(
             found("  --> rust/kernel/smp.rs:9:1", "warning: needless").as_deref(),
-            Some("rust/kernel/smp.rs:9:1: warning: needless")
+            Some("rust/kernel/smp.rs:9: warning: needless")
+        );
+        assert_eq!(
+            found("kernel/fork.o: warning: objtool: falls through", "").as_deref(),
+            Some("kernel/fork.c:0: warning: objtool: falls through")
         );
         assert!(found("kernel/exit.c:7:2: warning: unused", "").is_none());
         assert!(found("my/kernel/fork.c.h:7: warning: x", "").is_none());
         assert!(found("  CC      kernel/fork.o", "").is_none());
+    }
+
+    #[test]
+    fn what_the_base_has_as_well_is_not_ours() {
+        let dirs = ["base", "tree"].map(|_| tempfile::tempdir().unwrap());
+        let [base, tree] = dirs.each_ref().map(tempfile::TempDir::path);
+        std::fs::write(base.join("a.c"), "old\n").unwrap();
+        std::fs::write(tree.join("a.c"), "new\nold\n").unwrap();
+        std::fs::write(tree.join("b.c"), "new\n").unwrap();
+        let is_new = |file: &str, line| {
+            let (file, said) = (file.into(), String::new());
+            Finding { file, line, said }.is_new(base, tree)
+        };
+        assert!(is_new("a.c", 1) && !is_new("a.c", 2));
+        assert!(is_new("b.c", 1));
+        assert!(!is_new("a.c", 0) && is_new("b.c", 0));
     }
 
     #[test]

@@ -239,7 +239,7 @@ impl WaitingList {
 
 global_lock! {
     // SAFETY: Initialized by `init()`.
-    unsafe(uninit) static WAITING: SpinLock<WaitingList> = WaitingList {
+    unsafe(uninit) static WAITING_MMS: SpinLock<WaitingList> = WaitingList {
         first: ptr::null_mut(),
         last: ptr::null_mut(),
         count: 0,
@@ -255,7 +255,7 @@ global_lock! {
 /// Must be called once, before any other function here, while there is one CPU only.
 pub unsafe fn init() {
     // SAFETY: By the requirements of this function.
-    unsafe { WAITING.init() };
+    unsafe { WAITING_MMS.init() };
 }
 
 /// An mm that waits, taken off the list to be looked at.
@@ -292,7 +292,7 @@ impl Waiting {
             return Err(Self(mm));
         }
 
-        let mut list = WAITING.lock();
+        let mut list = WAITING_MMS.lock();
         list.count -= 1;
         if age > list.longest {
             count(Event::LongestWaitMs, (age - list.longest) as usize);
@@ -303,7 +303,7 @@ impl Waiting {
 
     /// Puts the mm back, to the end of the list.
     pub fn put_back(self) {
-        WAITING.lock().push(self.0);
+        WAITING_MMS.lock().push(self.0);
     }
 }
 
@@ -312,7 +312,7 @@ impl Waiting {
 /// There is room for as many mms as there can be CPUs. Since a CPU is lazy on one mm at a time,
 /// looking at those that wait makes room for another. If there is none, returns the mm.
 pub fn wait(mm: FinalDrop) -> Result<(), FinalDrop> {
-    let mut list = WAITING.lock();
+    let mut list = WAITING_MMS.lock();
 
     if list.count >= cpu::nr_cpu_ids() as usize {
         return Err(mm);
@@ -335,12 +335,12 @@ pub fn wait(mm: FinalDrop) -> Result<(), FinalDrop> {
 
 /// Takes the mm that was looked at least recently off the list.
 pub fn take_waiting() -> Option<Waiting> {
-    WAITING.lock().pop().map(Waiting)
+    WAITING_MMS.lock().pop().map(Waiting)
 }
 
 /// Returns how many mms wait, including those which somebody is looking at.
 pub fn waiting() -> usize {
-    WAITING.lock().count
+    WAITING_MMS.lock().count
 }
 
 /// Sees to it that the mms which wait are looked at in some `delay`, if that is not going to
