@@ -102,9 +102,7 @@ static void slabs_read(long *objects)
 {
 	lazy_slab_shrink("mm_struct");
 	objects[MM_STRUCTS] = lazy_slab_objects("mm_struct");
-	/* Some architectures have their PGDs in slab caches instead. */
-	if (!lazy_vmstat("nr_page_table_pages", &objects[PAGE_TABLES]))
-		objects[PAGE_TABLES] = -1;
+	objects[PAGE_TABLES] = guest_page_tables();
 }
 
 /* ---- how many mms wait, over time ---------------------------------------- */

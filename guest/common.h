@@ -51,6 +51,18 @@ static inline void guest_mmu(void)
 		fclose(file);
 }
 
+/* Pages of page tables in use; -1 if the kernel does not say. PGDs from slab caches are not in it. */
+static inline long guest_page_tables(void)
+{
+	long pages;
+
+	/* What each CPU has counted for itself, up to a hundred, is added now. */
+	if (!lazy_write_file("/proc/sys/vm/stat_refresh", "1") ||
+	    !lazy_vmstat("nr_page_table_pages", &pages))
+		return -1;
+	return pages;
+}
+
 static inline void guest_start(void)
 {
 	int fd;

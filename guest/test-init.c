@@ -209,7 +209,7 @@ static void leave_an_mm_waiting(const struct lazy_cpus *cpus)
 /* What an mm is made of: a slab object, and page tables, its PGD among them. */
 struct stock {
 	long mms;		/* -1 where the kernel does not say exactly */
-	long page_tables;	/* in pages; PGDs from slab caches are not in it */
+	long page_tables;	/* in pages */
 };
 
 static void take_stock(struct stock *stock)
@@ -217,8 +217,7 @@ static void take_stock(struct stock *stock)
 	bool exact = lazy_slab_shrink("mm_struct");
 
 	stock->mms = exact ? lazy_slab_objects("mm_struct") : -1;
-	if (!lazy_vmstat("nr_page_table_pages", &stock->page_tables))
-		stock->page_tables = -1;
+	stock->page_tables = guest_page_tables();
 }
 
 /* How many mms have ended since boot, and what is left of them. */
