@@ -54,13 +54,20 @@ static inline void guest_mmu(void)
 /* Pages of page tables in use; -1 if the kernel does not say. PGDs from slab caches are not in it. */
 static inline long guest_page_tables(void)
 {
-	long pages;
+	long pages, least = -1;
+	int i;
 
-	/* What each CPU has counted for itself, up to a hundred, is added now. */
-	if (!lazy_write_file("/proc/sys/vm/stat_refresh", "1") ||
-	    !lazy_vmstat("nr_page_table_pages", &pages))
-		return -1;
-	return pages;
+	/* What was freed a moment ago may wait for a grace period still. */
+	for (i = 0; i < 10; i++) {
+		/* What each CPU has counted for itself, up to a hundred, is added now. */
+		if (!lazy_write_file("/proc/sys/vm/stat_refresh", "1") ||
+		    !lazy_vmstat("nr_page_table_pages", &pages))
+			return -1;
+		if (least < 0 || pages < least)
+			least = pages;
+		lazy_sleep_us(100000);
+	}
+	return least;
 }
 
 static inline void guest_start(void)

@@ -10,7 +10,7 @@
 
 #define POWER		"/sys/power/"
 #define WAKEALARM	"/sys/class/rtc/rtc0/wakealarm"
-#define SLEEP_S		"2"
+#define SLEEP_S		"10"	/* longer than it takes to get there */
 
 FIXTURE(suspend)
 {
