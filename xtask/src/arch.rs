@@ -106,7 +106,9 @@ pub static ARCHES: [Arch; 6] = [
         qemu: "qemu-system-riscv64",
         // Debian moved it between packages. The firmware has one of its own.
         qemu_packages: &["qemu-system-riscv", "qemu-system-misc"],
-        machine: &["-machine", "virt"],
+        // With an interrupt controller by which CPUs interrupt each other themselves. OpenSBI 1.1, which
+        // does it otherwise, waits for ever for a CPU that goes offline meanwhile.
+        machine: &["-machine", "virt,aia=aplic-imsic"],
         cpu: "rv64",
         console: "ttyS0",
         elf_machine: object::elf::EM_RISCV,
