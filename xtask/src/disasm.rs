@@ -12,6 +12,8 @@ use crate::project::Workshop;
 use crate::report::Case;
 use crate::sh;
 
+/// The variant that is compared with the base tree: its option is off.
+const COMPARED: &str = "compare";
 /// What must not change, the symbol that it is compiled into, and where that is.
 const FUNCTIONS: [(&str, &str, &str); 4] = [
     ("context_switch", "__schedule", "kernel/sched/core.o"),
@@ -27,8 +29,8 @@ const FUNCTIONS: [(&str, &str, &str); 4] = [
 /// Builds the objects of both trees and compares them; one case for each function.
 pub fn option_off(shop: &Workshop<'_>, arch: &'static Arch) -> Result<Vec<Case>> {
     let objects = ["kernel/sched/core.o", "kernel/exit.o", "kernel/fork.o"];
-    let base = shop.build_base(arch, "off")?;
-    let off = shop.build(arch, "off")?;
+    let base = shop.build_base(arch, COMPARED)?;
+    let off = shop.build(arch, COMPARED)?;
     // As `test` has built it already.
     let on = shop.build(arch, "test")?;
     for build in [&base, &off, &on] {

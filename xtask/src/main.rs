@@ -128,7 +128,7 @@ enum Command {
         guests: Guests,
         #[command(flatten)]
         skip: Skip,
-        /// How the guests' kernels are built: test, kasan, kcsan, rt, norust, or all of them.
+        /// How the guests' kernels are built: test, kasan, kcsan, rt, norust, off, or all of them.
         #[arg(
             long,
             default_value = testing::Variant::TEST.name,

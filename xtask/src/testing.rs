@@ -77,7 +77,7 @@ pub struct Variant {
 }
 
 /// The first is what all other stages use as well.
-pub static VARIANTS: [Variant; 5] = [
+pub static VARIANTS: [Variant; 6] = [
     Variant::TEST,
     Variant {
         name: "kasan",
@@ -103,6 +103,12 @@ pub static VARIANTS: [Variant; 5] = [
     },
     Variant {
         name: "norust",
+        policies: &NO_POLICY,
+        suites: &[],
+        ..Variant::TEST
+    },
+    Variant {
+        name: "off",
         policies: &NO_POLICY,
         suites: &[],
         ..Variant::TEST

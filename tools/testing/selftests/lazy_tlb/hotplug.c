@@ -2,6 +2,8 @@
 /*
  * A CPU goes offline while it is lazy on an mm: it must let go of it, and the
  * final drop must not wait for it, whether it comes before or after its return.
+ *
+ * LAZY_TLB_SECONDS has CPUs come and go for longer under churn.
  */
 #include "harness.h"
 
@@ -138,6 +140,7 @@ TEST_F_TIMEOUT(hotplug_churn, fork_roam_exit, LAZY_TIMEOUT)
 {
 	struct lazy_tally *tally = self->tally;
 	long seen, exits[2] = { 0 };
+	double end = lazy_now() + lazy_env("LAZY_TLB_SECONDS", 0);
 	int i, online, cpu, status;
 	double limit;
 	pid_t pid;
@@ -149,7 +152,7 @@ TEST_F_TIMEOUT(hotplug_churn, fork_roam_exit, LAZY_TIMEOUT)
 			lazy_fork_roam_exit(&self->t.cpus, self->t.seed + i, tally);
 	}
 
-	for (i = 0; i < rounds(&self->can); i++) {
+	for (i = 0; i < rounds(&self->can) || lazy_now() < end; i++) {
 		cpu = self->can.cpu[i % self->can.nr];
 		for (online = 0; online < 2; online++) {
 			seen = atomic_load(&tally->exits);
@@ -173,8 +176,8 @@ TEST_F_TIMEOUT(hotplug_churn, fork_roam_exit, LAZY_TIMEOUT)
 		ASSERT_LT(0, wait(&status));
 		lazy_assert_exited(_metadata, status, 0);
 	}
-	TH_LOG("%ld exits while CPUs left or were away, %ld while they came back",
-	       exits[0], exits[1]);
+	TH_LOG("%d times offline and back, %ld exits while CPUs left or were away, %ld while they came back",
+	       i, exits[0], exits[1]);
 }
 
 TEST_HARNESS_MAIN
