@@ -209,8 +209,20 @@ static void leave_an_mm_waiting(const struct lazy_cpus *cpus)
 /* What an mm is made of: a slab object, and page tables, its PGD among them. */
 struct stock {
 	long mms;		/* -1 where the kernel does not say exactly */
-	long page_tables;	/* in pages */
+	long page_tables;	/* in pages, or objects */
+	long memory;		/* what is available of all there is, in KiB */
 };
+
+static long available_memory(void)
+{
+	char buf[4096];
+	long kib;
+
+	if (!lazy_read_file("/proc/meminfo", buf, sizeof(buf)) ||
+	    !lazy_field(buf, "MemAvailable:", &kib))
+		return -1;
+	return kib;
+}
 
 static void take_stock(struct stock *stock)
 {
@@ -218,6 +230,7 @@ static void take_stock(struct stock *stock)
 
 	stock->mms = exact ? lazy_slab_objects("mm_struct") : -1;
 	stock->page_tables = guest_page_tables();
+	stock->memory = available_memory();
 }
 
 /* How many mms have ended since boot, and what is left of them. */
@@ -236,6 +249,7 @@ static void report_stock(const struct stock *before)
 	guest_line("lazy-tlb-guest: mms=%ld..%ld", before->mms, after.mms);
 	guest_line("lazy-tlb-guest: page_tables=%ld..%ld", before->page_tables,
 		   after.page_tables);
+	guest_line("lazy-tlb-guest: memory=%ld..%ld", before->memory, after.memory);
 }
 
 /* Another kernel is ready: it is to start with the same words, but for its tests. */
