@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use clap::Args;
 use comfy_table::Table;
+use serde::Serialize;
 
 use crate::arch::{self, Arch};
 use crate::console::Report;
@@ -58,10 +59,13 @@ pub struct Options {
     /// Leave out the kernel without the series, which has to be built.
     #[arg(long)]
     without_base: bool,
+    /// Write what came of each case to FILE.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
 }
 
 /// What came of each case, by column.
-#[derive(Default)]
+#[derive(Default, Serialize)]
 struct Results {
     columns: Vec<String>,
     cases: BTreeMap<String, Vec<Option<Status>>>,
@@ -315,6 +319,10 @@ pub fn run(project: &Project, options: &Options) -> Result<Exit> {
         results.add(column, cases);
     }
     println!("\n{}\n", results.table());
+    if let Some(path) = &options.json {
+        let text = serde_json::to_string_pretty(&results)?;
+        sh::write_whole(path, text.as_bytes())?;
+    }
     let different = results.different();
     if results.cases.is_empty() {
         let remedy = "look at the console in the cache's log/";
