@@ -5,6 +5,17 @@ use crate::failure::{fail, Exit};
 /// What `--arch` says for every guest.
 pub const ALL: &str = "all";
 
+/// UEFI for an architecture's guests.
+#[derive(Debug)]
+pub struct Firmware {
+    /// Where Debian has it.
+    pub file: &'static str,
+    /// The package that brings it.
+    pub package: &'static str,
+    /// What the emulator needs to be told besides.
+    pub args: &'static [&'static str],
+}
+
 /// One architecture.
 #[derive(Debug)]
 pub struct Arch {
@@ -32,6 +43,8 @@ pub struct Arch {
     pub gcc_packages: &'static [&'static str],
     /// The rustc that scripts/min-tool-version.sh of the kernel asks for.
     pub least_rustc: [u64; 3],
+    /// What can start its guests in place of the emulator's own firmware.
+    pub uefi: Option<Firmware>,
     /// Whether it is left out of [`ALL`]: tools, kernel and guests only where it is asked for.
     pub by_name: bool,
 }
@@ -51,6 +64,11 @@ pub static ARCHES: [Arch; 6] = [
         gcc: "gcc",
         gcc_packages: &["gcc", "libc6-dev"],
         least_rustc: [1, 85, 0],
+        uefi: Some(Firmware {
+            file: "/usr/share/ovmf/OVMF.fd",
+            package: "ovmf",
+            args: &[],
+        }),
         by_name: false,
     },
     Arch {
@@ -66,6 +84,12 @@ pub static ARCHES: [Arch; 6] = [
         gcc: "aarch64-linux-gnu-gcc",
         gcc_packages: &["gcc-aarch64-linux-gnu", "libc6-dev-arm64-cross"],
         least_rustc: [1, 85, 0],
+        uefi: Some(Firmware {
+            file: "/usr/share/qemu-efi-aarch64/QEMU_EFI.fd",
+            package: "qemu-efi-aarch64",
+            // It hands either ACPI tables or the device tree on; the kernels know the latter.
+            args: &["-machine", "acpi=off"],
+        }),
         by_name: false,
     },
     Arch {
@@ -82,6 +106,7 @@ pub static ARCHES: [Arch; 6] = [
         gcc: "s390x-linux-gnu-gcc",
         gcc_packages: &["gcc-s390x-linux-gnu", "libc6-dev-s390x-cross"],
         least_rustc: [1, 96, 0],
+        uefi: None,
         by_name: false,
     },
     Arch {
@@ -97,6 +122,7 @@ pub static ARCHES: [Arch; 6] = [
         gcc: "powerpc64le-linux-gnu-gcc",
         gcc_packages: &["gcc-powerpc64le-linux-gnu", "libc6-dev-ppc64el-cross"],
         least_rustc: [1, 95, 0],
+        uefi: None,
         by_name: false,
     },
     Arch {
@@ -113,6 +139,7 @@ pub static ARCHES: [Arch; 6] = [
         gcc: "riscv64-linux-gnu-gcc",
         gcc_packages: &["gcc-riscv64-linux-gnu", "libc6-dev-riscv64-cross"],
         least_rustc: [1, 85, 0],
+        uefi: None,
         by_name: true,
     },
     Arch {
@@ -129,6 +156,7 @@ pub static ARCHES: [Arch; 6] = [
         gcc: "gcc",
         gcc_packages: &["gcc", "libc6-dev"],
         least_rustc: [1, 85, 0],
+        uefi: None,
         by_name: true,
     },
 ];

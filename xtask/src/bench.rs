@@ -383,18 +383,12 @@ pub fn measure(
                 );
                 let log = format!("log/ipis-{}-{workload}-{policy}-{run}.log", arch.name);
                 let guest = Guest {
-                    arch,
-                    qemu: arch.qemu.into(),
-                    accel: accel.into(),
-                    image,
-                    initramfs: &initramfs,
                     smp: options.cpus,
                     append: append.trim_end(),
                     timeout: limit,
                     // It says nothing while it works.
                     silence: limit,
-                    log: project.cache.path(log),
-                    echo: false,
+                    ..Guest::of(arch, accel, image, &initramfs, project.cache.path(log))
                 };
                 let asked = Asked {
                     arch: arch.name,
@@ -1319,17 +1313,15 @@ lazy-tlb-guest: done status=0
     #[test]
     fn the_command_line_names_no_folder() {
         let mut guest = Guest {
-            arch: crate::arch::find("x86_64").unwrap(),
-            qemu: "qemu-system-x86_64".into(),
-            accel: "tcg".into(),
-            image: Path::new("/some/where/bzImage"),
-            initramfs: Path::new("/some/where/bench-init.cpio"),
             smp: 128,
             append: "lazy_tlb=defer",
-            timeout: Duration::from_secs(1),
-            silence: Duration::from_secs(1),
-            log: "log".into(),
-            echo: false,
+            ..Guest::of(
+                crate::arch::find("x86_64").unwrap(),
+                "tcg",
+                Path::new("/some/where/bzImage"),
+                Path::new("/some/where/bench-init.cpio"),
+                "log".into(),
+            )
         };
         let line = command_line(&guest).join(" ");
         assert!(line.starts_with("qemu-system-x86_64 "), "{line}");

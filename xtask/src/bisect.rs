@@ -338,17 +338,15 @@ fn boot(project: &Project, column: &Column, image: &Path) -> Result<()> {
     let limit = Duration::from_secs(300);
     let name = column.name().replace(' ', "-");
     Guest {
-        arch: column.arch,
-        qemu: column.arch.qemu.into(),
-        accel: guest::accelerator(&project.cache, column.arch, image)?,
-        image,
-        initramfs: &initramfs,
-        smp: 4,
-        append: "",
         timeout: limit,
         silence: limit,
-        log: project.cache.path(format!("log/bisect-{name}.log")),
-        echo: false,
+        ..Guest::of(
+            column.arch,
+            guest::accelerator(&project.cache, column.arch, image)?,
+            image,
+            &initramfs,
+            project.cache.path(format!("log/bisect-{name}.log")),
+        )
     }
     .boot()?
     .check()

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use anyhow::{ensure, Context, Result};
 use comfy_table::{CellAlignment, Table};
@@ -76,19 +75,16 @@ pub fn boot(
     for policy in POLICIES {
         let append = format!("lazy_tlb={policy} {} {words}", guest::NO_KUNIT);
         let report = Guest {
-            arch,
-            qemu: arch.qemu.into(),
-            accel: accel.into(),
-            image,
-            initramfs: &initramfs,
-            smp: 4,
             append: append.trim_end(),
-            timeout: Duration::from_secs(600),
-            silence: guest::SILENCE,
-            log: project
-                .cache
-                .path(format!("log/run-{}-{policy}.log", arch.name)),
-            echo: false,
+            ..Guest::of(
+                arch,
+                accel,
+                image,
+                &initramfs,
+                project
+                    .cache
+                    .path(format!("log/run-{}-{policy}.log", arch.name)),
+            )
         }
         .boot()?;
         results.push(Results::new(policy, report));

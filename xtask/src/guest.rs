@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 use cpio::newc::{self, ModeFileType};
 use object::read::elf::{FileHeader, ProgramHeader};
 
-use crate::arch::Arch;
+use crate::arch::{Arch, Firmware};
 use crate::cache::Cache;
 use crate::console::{self, End};
 use crate::failure::{fail, Exit};
@@ -56,9 +56,35 @@ pub struct Guest<'a> {
     pub log: PathBuf,
     /// Whether the console goes to stdout as well.
     pub echo: bool,
+    /// What starts it, if not the emulator's own firmware.
+    pub firmware: Option<&'static Firmware>,
 }
 
-impl Guest<'_> {
+impl<'a> Guest<'a> {
+    /// One with four CPUs that is given up when it is silent; the console goes to a log.
+    pub fn of(
+        arch: &'static Arch,
+        accel: impl Into<String>,
+        image: &'a Path,
+        initramfs: &'a Path,
+        log: PathBuf,
+    ) -> Self {
+        Guest {
+            arch,
+            qemu: arch.qemu.into(),
+            accel: accel.into(),
+            image,
+            initramfs,
+            smp: 4,
+            append: "",
+            timeout: Duration::from_secs(600),
+            silence: SILENCE,
+            log,
+            echo: false,
+            firmware: None,
+        }
+    }
+
     /// The emulator with its arguments, or the kernel with them.
     pub fn command(&self) -> Command {
         let line = format!(
@@ -96,6 +122,9 @@ impl Guest<'_> {
             .arg("-initrd")
             .arg(self.initramfs);
         qemu.args(["-append", line]);
+        if let Some(firmware) = self.firmware {
+            qemu.args(["-bios", firmware.file]).args(firmware.args);
+        }
         qemu
     }
 
@@ -334,17 +363,10 @@ pub fn accelerator(cache: &Cache, arch: &'static Arch, image: &Path) -> Result<S
     let initramfs = dir.path().join("initramfs");
     write_initramfs(&initramfs, &[])?;
     let probe = Guest {
-        arch,
-        qemu: arch.qemu.into(),
-        accel: "kvm".into(),
-        image,
-        initramfs: &initramfs,
         smp: 2,
-        append: "",
         timeout: Duration::from_secs(15),
         silence: Duration::from_secs(5),
-        log: cache.path("log/kvm.log"),
-        echo: false,
+        ..Guest::of(arch, "kvm", image, &initramfs, cache.path("log/kvm.log"))
     };
     // Without an init the kernel panics at the end of its own start: that is far enough.
     let works = probe
@@ -369,17 +391,18 @@ mod tests {
         fs::write(&qemu, format!("#!/bin/sh\n{script}\n")).unwrap();
         fs::set_permissions(&qemu, fs::Permissions::from_mode(0o755)).unwrap();
         Guest {
-            arch: crate::arch::find("x86_64").unwrap(),
             qemu,
-            accel: "tcg".into(),
-            image: Path::new("bzImage"),
-            initramfs: Path::new("initramfs"),
             smp,
             append: "lazy_tlb=shootdown",
             timeout: Duration::from_secs(3),
             silence: Duration::from_secs(1),
-            log: dir.path().join("console.log"),
-            echo: false,
+            ..Guest::of(
+                crate::arch::find("x86_64").unwrap(),
+                "tcg",
+                Path::new("bzImage"),
+                Path::new("initramfs"),
+                dir.path().join("console.log"),
+            )
         }
         .boot()
     }
@@ -387,17 +410,15 @@ mod tests {
     #[test]
     fn a_kernel_that_is_a_program_is_run_by_itself() {
         let guest = Guest {
-            arch: crate::arch::find("um").unwrap(),
-            qemu: PathBuf::new(),
-            accel: NATIVE.into(),
-            image: Path::new("/b/linux"),
-            initramfs: Path::new("/g/init.cpio"),
             smp: 3,
             append: "lazy_tlb=defer",
-            timeout: SILENCE,
-            silence: SILENCE,
-            log: PathBuf::new(),
-            echo: false,
+            ..Guest::of(
+                crate::arch::find("um").unwrap(),
+                NATIVE,
+                Path::new("/b/linux"),
+                Path::new("/g/init.cpio"),
+                PathBuf::new(),
+            )
         };
         let command = guest.command();
         assert_eq!(command.get_program(), "/b/linux");

@@ -249,19 +249,19 @@ pub fn run(
                 guest::NO_KUNIT
             );
             let guest = Guest {
-                arch,
-                qemu: arch.qemu.into(),
-                accel: accel.clone(),
-                image: &image,
-                initramfs: &initramfs,
                 smp: options.cpus as usize,
                 append: &append,
                 timeout: limit,
                 silence: limit,
-                log: project
-                    .cache
-                    .path(format!("log/kernel-{}-{policy}-{repeat}.log", arch.name)),
-                echo: false,
+                ..Guest::of(
+                    arch,
+                    accel.clone(),
+                    &image,
+                    &initramfs,
+                    project
+                        .cache
+                        .path(format!("log/kernel-{}-{policy}-{repeat}.log", arch.name)),
+                )
             };
             let report = guest.boot()?;
             report.check()?;

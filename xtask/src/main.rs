@@ -542,19 +542,20 @@ fn boot(project: &Project, kernel: &Kernel, args: &BootArgs) -> Result<()> {
     };
     let limit = Duration::from_secs(args.timeout);
     let report = Guest {
-        arch,
-        qemu: arch.qemu.into(),
-        accel: guest::accelerator(&project.cache, arch, &image)?,
-        image: &image,
-        initramfs,
         smp: args.smp,
         append: &args.append,
         timeout: limit,
         silence: guest::SILENCE.min(limit),
-        log: project
-            .cache
-            .path(format!("log/boot-{}-{}.log", arch.name, kernel.variant)),
         echo: true,
+        ..Guest::of(
+            arch,
+            guest::accelerator(&project.cache, arch, &image)?,
+            &image,
+            initramfs,
+            project
+                .cache
+                .path(format!("log/boot-{}-{}.log", arch.name, kernel.variant)),
+        )
     }
     .boot()?;
     report.check()

@@ -218,17 +218,15 @@ impl Subject<'_> {
         let append = format!("lazy_tlb={policy} {} {append}", guest::NO_KUNIT);
         let log = format!("log/neighbours-{}-{policy}{log}.log", self.arch.name);
         let report = Guest {
-            arch: self.arch,
-            qemu: self.arch.qemu.into(),
-            accel: self.accel.into(),
-            image: &self.image,
-            initramfs,
-            smp: 4,
             append: &append,
             timeout: Duration::from_secs(1800),
-            silence: guest::SILENCE,
-            log: self.project.cache.path(log),
-            echo: false,
+            ..Guest::of(
+                self.arch,
+                self.accel,
+                &self.image,
+                initramfs,
+                self.project.cache.path(log),
+            )
         }
         .boot()?;
         report.check_cpus()?;

@@ -66,17 +66,17 @@ pub fn run(
             options.rounds
         );
         let guest = Guest {
-            arch,
-            qemu: arch.qemu.into(),
-            accel: accel.clone(),
-            image: &image,
-            initramfs: &initramfs,
             smp: options.cpus as usize,
             append: &append,
             timeout: limit,
             silence: guest::SILENCE.min(limit),
-            log: (project.cache).path(format!("log/perf-{}-{policy}.log", arch.name)),
-            echo: false,
+            ..Guest::of(
+                arch,
+                accel.clone(),
+                &image,
+                &initramfs,
+                (project.cache).path(format!("log/perf-{}-{policy}.log", arch.name)),
+            )
         };
         let report = guest.boot()?;
         report.check()?;

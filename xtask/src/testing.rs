@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
-use crate::arch::{self, Arch, Kind};
+use crate::arch::{self, Arch, Firmware, Kind};
 use crate::console::Report;
 use crate::failure::{fail, Exit};
 use crate::guest::{self, Guest, GuestFile};
@@ -76,6 +76,8 @@ pub struct Variant {
     patience: u32,
     /// Whether its x86_64 guest goes on to another kernel in the end, with mms that wait.
     kexec: bool,
+    /// Whether UEFI starts one of its guests, where there is any.
+    uefi: bool,
 }
 
 /// The first is what all other stages use as well.
@@ -87,6 +89,7 @@ pub static VARIANTS: [Variant; 6] = [
         append: "slab_debug=FZPU,mm_struct page_poison=1 LAZY_TLB_SUSPEND=1",
         patience: 4,
         kexec: true,
+        uefi: true,
         ..Variant::TEST
     },
     Variant {
@@ -127,6 +130,7 @@ impl Variant {
         append: "",
         patience: 1,
         kexec: false,
+        uefi: false,
     };
 
     /// An error where it cannot be built for an architecture.
@@ -144,6 +148,23 @@ impl Variant {
     /// Whether a guest goes on to another kernel.
     fn kexecs(&self, arch: &Arch) -> bool {
         self.kexec && arch.name == "x86_64"
+    }
+
+    /// What starts a guest, where it is not the emulator's own firmware.
+    fn firmware(&self, arch: &'static Arch, policy: &str) -> Result<Option<&'static Firmware>> {
+        // With the others, suspend to RAM and kexec are without it.
+        let firmware = match &arch.uefi {
+            Some(firmware) if self.uefi && policy == POLICIES[0] => firmware,
+            _ => return Ok(None),
+        };
+        match Path::new(firmware.file).exists() {
+            true => Ok(Some(firmware)),
+            false => Err(fail(
+                Exit::Environment,
+                format!("no {}, which starts this guest", firmware.file),
+                format!("install {}", firmware.package),
+            )),
+        }
     }
 
     /// What a guest's cases, log and stage are named by; the usual variant is not worth a word.
@@ -441,8 +462,10 @@ impl Work<'_> {
     fn guest(&self, kind: &'static Kind, built: &Built, policy: &'static str) -> Result<Vec<Case>> {
         let Work { project, plan, .. } = self;
         let guest = TestGuest::new(project, self.shop, kind, built)?;
+        let firmware = built.variant.firmware(kind.arch(), policy)?;
         let guest = TestGuest {
             seconds: plan.seconds,
+            firmware,
             ..guest
         };
         let name = built.variant.guest(kind.name);
@@ -462,6 +485,9 @@ impl Work<'_> {
                             "no mm waits when the machine stops",
                             flushed(&report.text),
                         ));
+                    }
+                    if firmware.is_some() {
+                        cases.push(Case::of("EFI is called", efi_called(&report.text)));
                     }
                     if kexecs {
                         cases.push(Case::of(
@@ -650,6 +676,8 @@ pub struct TestGuest<'a> {
     seconds: u64,
     /// Seconds that a program has.
     program: u64,
+    /// What starts it, if not the emulator's own firmware.
+    firmware: Option<&'static Firmware>,
 }
 
 impl<'a> TestGuest<'a> {
@@ -668,6 +696,7 @@ impl<'a> TestGuest<'a> {
             accel: guest::accelerator(&project.cache, kind.arch(), &built.image)?,
             seconds: SECONDS,
             program: PROGRAM_TIMEOUT * u64::from(built.variant.patience),
+            firmware: None,
         })
     }
 
@@ -717,17 +746,17 @@ impl<'a> TestGuest<'a> {
         let words = [policy.as_deref().unwrap_or_default(), self.kind.append];
         let append = [words, [append, variant.append]].concat().join(" ");
         Guest {
-            arch,
-            qemu: arch.qemu.into(),
-            accel: self.accel.clone(),
-            image: &self.built.image,
-            initramfs,
-            smp: 4,
             append: &append,
             timeout: TEST_TIMEOUT * variant.patience + 10 * longer,
             silence: Duration::from_secs(self.program + SILENCE_MORE) + 3 * longer,
-            log: self.project.cache.path(format!("log/{log}.log")),
-            echo: false,
+            firmware: self.firmware,
+            ..Guest::of(
+                arch,
+                self.accel.clone(),
+                &self.built.image,
+                initramfs,
+                self.project.cache.path(format!("log/{log}.log")),
+            )
         }
         .boot()
     }
@@ -845,6 +874,16 @@ fn kexeced(console: &str) -> Result<()> {
     anyhow::ensure!(
         after.contains(KERNEL) && after.contains("lazy-tlb-guest: cpus="),
         "no other kernel has started a first process"
+    );
+    Ok(())
+}
+
+/// Whether the guest was started by UEFI, and torture has called that.
+fn efi_called(console: &str) -> Result<()> {
+    anyhow::ensure!(console.contains("efi: EFI v"), "UEFI did not start it");
+    anyhow::ensure!(
+        !console.contains("left out: efi:"),
+        "torture found nothing to call it with"
     );
     Ok(())
 }

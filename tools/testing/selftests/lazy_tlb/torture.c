@@ -19,6 +19,7 @@
 
 #include <assert.h>
 #include <dirent.h>
+#include <linux/bpf.h>
 #include <linux/io_uring.h>
 #include <signal.h>
 #include <sys/mount.h>
@@ -29,6 +30,11 @@
 #ifndef SYS_io_uring_setup
 #define SYS_io_uring_setup	425
 #endif
+#ifndef SYS_bpf
+#define SYS_bpf			__NR_bpf
+#endif
+
+#define EFIVARS		"/sys/firmware/efi/efivars"
 
 #define MAX_INGREDIENTS	32
 
@@ -46,6 +52,8 @@ enum event {
 	HOTPLUGS,
 	OOMS,
 	TOGGLES,
+	PROGRAMS,
+	EFI_CALLS,
 	RINGS,
 	NR_EVENTS
 };
@@ -63,6 +71,8 @@ static const char * const event_name[NR_EVENTS] = {
 	[HOTPLUGS] = "hotplug cycles",
 	[OOMS] = "OOM kills",
 	[TOGGLES] = "toggles",
+	[PROGRAMS] = "BPF programs",
+	[EFI_CALLS] = "EFI calls",
 	[RINGS] = "rings",
 };
 
@@ -97,6 +107,7 @@ static struct {
 	char dir[32];		/* for files */
 	char key[ARRAY_SIZE(key_file)][16];	/* what was there before */
 	struct memcg memcg;
+	char efi[PATH_MAX];	/* a variable */
 	/* Not for them, but for the test itself. */
 	int nr;				/* of those that this machine has */
 	int order[MAX_INGREDIENTS];
@@ -833,6 +844,94 @@ static bool unit_text_poke(unsigned int *seed)
 	return true;
 }
 
+/*
+ * A JIT writes code in the same way, but without the breakpoints that static
+ * keys need on x86.
+ */
+static int load_program(void)
+{
+	static const struct bpf_insn code[] = {
+		{ .code = BPF_ALU64 | BPF_MOV | BPF_K },	/* r0 = 0 */
+		{ .code = BPF_JMP | BPF_EXIT },
+	};
+	union bpf_attr attr;
+
+	memset(&attr, 0, sizeof(attr));
+	attr.prog_type = BPF_PROG_TYPE_SYSCALL;
+	attr.prog_flags = BPF_F_SLEEPABLE;
+	attr.insns = (uintptr_t)code;
+	attr.insn_cnt = ARRAY_SIZE(code);
+	attr.license = (uintptr_t)"GPL";
+	return syscall(SYS_bpf, BPF_PROG_LOAD, &attr, sizeof(attr));
+}
+
+static const char *lacks_bpf(void)
+{
+	char jit[16];
+	int fd;
+
+	/* Root can read it. */
+	if (!lazy_read_file("/proc/sys/net/core/bpf_jit_enable", jit, sizeof(jit)))
+		*jit = '\0';
+	if (*jit == '0')
+		return "bpf_jit_enable is 0";
+	fd = load_program();
+	if (fd < 0)
+		return strerror(errno);
+	close(fd);
+	return NULL;
+}
+
+static bool unit_bpf(unsigned int *seed)
+{
+	int fd;
+
+	go_somewhere(seed);
+	fd = load_program();
+	if (fd < 0)
+		fail("%s", strerror(errno));
+	/* Freed after a grace period, and overwritten then. */
+	close(fd);
+	count(PROGRAMS, 1);
+	lazy_sleep_us(lazy_random(seed) % 2000);
+	return true;
+}
+
+/* The firmware has an mm of its own as well. */
+static const char *lacks_efi(void)
+{
+	struct dirent *entry;
+	char value[4096];
+	DIR *dir;
+
+	/* Distributions have mounted it. */
+	if (!access("/sys/firmware/efi", F_OK) && mount("efivarfs", EFIVARS, "efivarfs", 0, NULL) &&
+	    errno != EBUSY)
+		return "efivarfs cannot be mounted";
+	dir = opendir(EFIVARS);
+	while (dir && !*storm.efi && (entry = readdir(dir))) {
+		snprintf(storm.efi, sizeof(storm.efi), EFIVARS "/%s", entry->d_name);
+		/* Those that are too long for this are not for it. */
+		if (entry->d_type != DT_REG || !lazy_read_file(storm.efi, value, sizeof(value)))
+			*storm.efi = '\0';
+	}
+	if (dir)
+		closedir(dir);
+	return *storm.efi ? NULL : "no variable of EFI can be read";
+}
+
+static bool unit_efi(unsigned int *seed)
+{
+	char value[4096];
+
+	go_somewhere(seed);
+	if (!lazy_read_file(storm.efi, value, sizeof(value)))
+		fail("%s: %s", storm.efi, strerror(errno));
+	count(EFI_CALLS, 1);
+	lazy_sleep_us(lazy_random(seed) % 2000);
+	return true;
+}
+
 static const char *lacks_memcg(void)
 {
 	return *storm.memcg.dir ? NULL : "no control groups that limit memory";
@@ -941,6 +1040,8 @@ static const struct ingredient ingredients[] = {
 	{ .name = "hotplug", .unit = unit_hotplug, .lacks = lacks_hotplug },
 	{ .name = "oom", .unit = unit_oom, .lacks = lacks_oom },
 	{ .name = "text_poke", .unit = unit_text_poke, .lacks = lacks_text_poke },
+	{ .name = "bpf", .unit = unit_bpf, .lacks = lacks_bpf },
+	{ .name = "efi", .unit = unit_efi, .lacks = lacks_efi },
 	{ .name = "memcg", .unit = unit_memcg, .lacks = lacks_memcg },
 	{ .name = "io_uring", .unit = unit_io_uring, .lacks = lacks_io_uring },
 };
