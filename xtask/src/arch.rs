@@ -6,7 +6,7 @@ use crate::failure::{fail, Exit};
 pub const ALL: &str = "all";
 
 /// UEFI for an architecture's guests.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct Firmware {
     /// Where Debian has it.
     pub file: &'static str,
@@ -184,11 +184,7 @@ pub struct Kind {
 
 /// The guests, those of one architecture side by side.
 pub static KINDS: [Kind; 7] = [
-    Kind {
-        // So that what happens when the machine stops is seen, after the last process.
-        append: "trace_event=lazy_tlb:lazy_tlb_round tp_printk",
-        ..Kind::plain("x86_64")
-    },
+    Kind::plain("x86_64"),
     Kind::plain("arm64"),
     Kind {
         // QEMU 7.2 may deadlock when CPUs come and go, see CAVEATS.md.

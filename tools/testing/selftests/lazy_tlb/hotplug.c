@@ -176,7 +176,7 @@ TEST_F_TIMEOUT(hotplug_churn, fork_roam_exit, LAZY_TIMEOUT)
 		ASSERT_LT(0, wait(&status));
 		lazy_assert_exited(_metadata, status, 0);
 	}
-	TH_LOG("%d times offline and back, %ld exits while CPUs left or were away, %ld while they came back",
+	TH_LOG("%d times: %ld exits while CPUs left or were away, %ld while they came back",
 	       i, exits[0], exits[1]);
 }
 
