@@ -6,8 +6,8 @@
  *
  * On the kernel command line: LAZY_TLB_TEST_TIMEOUT, seconds for one program
  * (it gets more where LAZY_TLB_SECONDS asks it to run for long);
- * LAZY_TLB_ONLY, the name of the only program to run; and LAZY_TLB_STOP=1 to end
- * after the first program that fails; and LAZY_TLB_KEXEC=1 to go on to the kernel
+ * LAZY_TLB_ONLY, the only program to run, or one test of it, as in churn:fork_exit;
+ * LAZY_TLB_STOP=1 to end after the first program that fails; and LAZY_TLB_KEXEC=1 to go on to the kernel
  * and the initramfs in /kexec in the end. What the programs themselves read from the
  * environment can stand there as well, LAZY_TLB_SEED and LAZY_TLB_SECONDS above
  * all: the kernel hands such words on to this process.
@@ -83,9 +83,9 @@ static bool read_output(struct output *out, int fd)
 	return n > 0;
 }
 
-static pid_t start(const char *path, int fd, const cpu_set_t *cpus)
+static pid_t start(const char *path, const char *test, int fd, const cpu_set_t *cpus)
 {
-	char *const argv[] = { (char *)path, NULL };
+	char *const argv[] = { (char *)path, test ? "-t" : NULL, (char *)test, NULL };
 	pid_t pid = fork();
 
 	if (pid)
@@ -98,8 +98,9 @@ static pid_t start(const char *path, int fd, const cpu_set_t *cpus)
 	lazy_fail("cannot run %s: %s", path, strerror(errno));
 }
 
-/* Runs one program; false when it has to count as failed. */
-static bool run_one(int number, const char *name, long timeout, const cpu_set_t *cpus)
+/* Runs one program, or one test of it; false when it has to count as failed. */
+static bool run_one(int number, const char *name, const char *test, long timeout,
+		    const cpu_set_t *cpus)
 {
 	struct output out = { .name = name };
 	struct pollfd fds[2] = { { .events = POLLIN }, { .events = POLLIN } };
@@ -116,7 +117,7 @@ static bool run_one(int number, const char *name, long timeout, const cpu_set_t 
 			   strerror(errno));
 		return false;
 	}
-	pid = start(path, pipe_fd[1], cpus);
+	pid = start(path, test, pipe_fd[1], cpus);
 	close(pipe_fd[1]);
 	fds[0].fd = pipe_fd[0];
 	fds[1].fd = pid < 0 ? -1 : (int)syscall(SYS_pidfd_open, pid, 0);
@@ -278,7 +279,8 @@ int main(void)
 {
 	long timeout = lazy_env("LAZY_TLB_TEST_TIMEOUT", 300) +
 		       2 * lazy_env("LAZY_TLB_SECONDS", 0);
-	const char *only = getenv("LAZY_TLB_ONLY");
+	char *only = getenv("LAZY_TLB_ONLY");
+	char *test = only ? strchr(only, ':') : NULL;
 	bool kexec, stop = lazy_env("LAZY_TLB_STOP", 0);
 	struct dirent **tests;
 	struct lazy_cpus home;
@@ -287,6 +289,8 @@ int main(void)
 	int i, nr;
 
 	guest_start();
+	if (test)
+		*test++ = '\0';
 	/* Tests end processes by unmapping all of them: no news, and it may part a line of ours. */
 	lazy_write_file("/proc/sys/debug/exception-trace", "0");
 	nr = scandir(TESTS, &tests, is_program, alphasort);
@@ -306,7 +310,7 @@ int main(void)
 		if (only && strcmp(tests[i]->d_name, only))
 			guest_line("ok %d selftests: lazy_tlb: %s # SKIP not asked for",
 				   i + 1, tests[i]->d_name);
-		else if (!run_one(i + 1, tests[i]->d_name, timeout, &cpus))
+		else if (!run_one(i + 1, tests[i]->d_name, test, timeout, &cpus))
 			guest_status = 1;
 	}
 	report_stock(&before);

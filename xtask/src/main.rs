@@ -40,6 +40,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Result;
+use clap::builder::PossibleValuesParser;
 use clap::{Args, Parser, Subcommand};
 
 use crate::cache::Cache;
@@ -142,10 +143,13 @@ enum Command {
         /// Only these stages; an unknown one has the known ones listed.
         #[arg(long, value_name = "NAME[,NAME]", value_delimiter = ',')]
         stage: Vec<String>,
+        /// Only guests with these of shootdown, defer and refcount.
+        #[arg(long, value_parser = PossibleValuesParser::new(testing::POLICIES), value_delimiter = ',')]
+        policy: Vec<String>,
         /// How long the tests in guests go on that could do so for ever (churn, torture and others).
         #[arg(long, value_name = "S", default_value_t = testing::SECONDS)]
         seconds: u64,
-        /// More words for the guests' command lines, such as LAZY_TLB_HOTPLUG=1 or LAZY_TLB_ONLY=churn.
+        /// More words for the guests' command lines, such as LAZY_TLB_HOTPLUG=1 or LAZY_TLB_ONLY=churn:fork_exit.
         #[arg(
             long,
             default_value = "",
@@ -380,6 +384,7 @@ fn run(cli: Cli) -> Result<Exit> {
             variant,
             json,
             stage,
+            policy,
             seconds,
             append,
         } => {
@@ -388,6 +393,7 @@ fn run(cli: Cli) -> Result<Exit> {
                 variants: testing::variants(&variant)?,
                 skip: &skip.skip,
                 stages: &stage,
+                policies: &policy,
                 json: json.as_deref(),
                 seconds,
                 append: &append,

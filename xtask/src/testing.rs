@@ -216,6 +216,8 @@ pub struct Plan<'a> {
     pub skip: &'a [String],
     /// Only these stages; all where empty.
     pub stages: &'a [String],
+    /// Only guests with these policies; all where empty.
+    pub policies: &'a [String],
     /// Where all cases go as JSON.
     pub json: Option<&'a Path>,
     /// How long a test goes on that could do so for ever.
@@ -253,10 +255,12 @@ impl Plan<'_> {
                 if self.wants(GUESTS) {
                     let ours = |kind: &&&Kind| kind.arch().name == arch.name;
                     for kind in self.guests.iter().filter(ours) {
-                        let policies = variant.policies.iter();
+                        let policies = variant.policies.iter().filter(|policy| {
+                            self.policies.is_empty() || self.policies.iter().any(|p| p == *policy)
+                        });
                         uses.extend(policies.map(|policy| Use::Guest(kind, policy)));
                         // The kernel reads the parameter in the same way on every architecture.
-                        if usual && arch.name == "x86_64" {
+                        if usual && arch.name == "x86_64" && self.policies.is_empty() {
                             uses.push(Use::Guest(kind, BOGUS));
                         }
                     }
@@ -1030,6 +1034,7 @@ mod tests {
             variants: variants(variant).unwrap(),
             skip: &[],
             stages,
+            policies: &[],
             json: None,
             seconds: SECONDS,
             append: "",
@@ -1089,6 +1094,12 @@ mod tests {
         assert!(all[0].starts_with("x86_64: run off bench x86_64/shootdown"));
         assert!(plan_of("all", "x86_64", &[]).wants("litmus"));
         assert!(!plan_of("kasan", "x86_64", &[]).wants("litmus"));
+        let defer = ["defer".to_owned()];
+        let plan = Plan {
+            policies: &defer,
+            ..plan_of("test", "x86_64", &[])
+        };
+        assert_eq!(kernels(&plan), ["x86_64: run off bench x86_64/defer"]);
         let run = ["run".to_owned()];
         assert!(kernels(&plan_of("kasan", "all", &run)).is_empty());
     }
