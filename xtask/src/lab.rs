@@ -38,7 +38,7 @@ const FORM: &str = "1";
 /// At the end of the kernel's release, so that it is installed beside another of the same version.
 const LOCALVERSION: &str = "LOCALVERSION=-lazy-tlb";
 /// Nothing that `perf bench sched` needs, and perf then runs on any machine of the architecture.
-const PERF: [&str; 13] = [
+const PERF: [&str; 14] = [
     "LDFLAGS=-static",
     "BUILD_BPF_SKEL=0",
     "NO_JEVENTS=1",
@@ -49,6 +49,7 @@ const PERF: [&str; 13] = [
     "NO_LIBPFM4=1",
     "NO_LIBPYTHON=1",
     "NO_LIBTRACEEVENT=1",
+    "NO_RUST=1",
     "NO_SHELLCHECK=1",
     "NO_SLANG=1",
     "WERROR=0",
@@ -259,6 +260,8 @@ pub fn perf(tree: &Path, arch: &Arch, out: &Path) -> Result<PathBuf> {
         make.arg(format!("CROSS_COMPILE={cross}"));
     }
     make.args(PERF);
+    // Nothing else: perf's shared objects cannot be linked like this.
+    make.arg(dir.join("perf"));
     for name in kbuild::FOREIGN {
         make.env_remove(name);
     }
