@@ -19,6 +19,7 @@
 
 #define TESTS	"/tests"
 #define KEXEC	"/kexec/"
+#define MAX_ARGS 16
 
 /* Exit statuses, see kselftest.h. */
 #define EXIT_SKIP	4
@@ -83,10 +84,13 @@ static bool read_output(struct output *out, int fd)
 	return n > 0;
 }
 
+/* What follows a blank in the name of a program are its arguments. */
 static pid_t start(const char *path, const char *test, int fd, const cpu_set_t *cpus)
 {
-	char *const argv[] = { (char *)path, test ? "-t" : NULL, (char *)test, NULL };
+	char *argv[MAX_ARGS + 3] = { NULL };
 	pid_t pid = fork();
+	char *words;
+	int n;
 
 	if (pid)
 		return pid;
@@ -94,6 +98,17 @@ static pid_t start(const char *path, const char *test, int fd, const cpu_set_t *
 	sched_setaffinity(0, sizeof(*cpus), cpus);
 	dup2(fd, STDOUT_FILENO);
 	dup2(fd, STDERR_FILENO);
+	words = strdup(path);
+	argv[0] = words ? strtok(words, " ") : NULL;
+	for (n = 1; words && n < MAX_ARGS; n++) {
+		argv[n] = strtok(NULL, " ");
+		if (!argv[n])
+			break;
+	}
+	if (test) {
+		argv[n++] = "-t";
+		argv[n] = (char *)test;
+	}
 	execv(path, argv);
 	lazy_fail("cannot run %s: %s", path, strerror(errno));
 }
