@@ -35,6 +35,8 @@ pub struct Arch {
     pub cpu: &'static str,
     /// The kernel's console.
     pub console: &'static str,
+    /// What to type there for the backtraces of all CPUs (SysRq-l); nothing where that does not work.
+    pub sysrq: &'static [u8],
     /// The ELF machine number of its programs.
     pub elf_machine: u16,
     /// The compiler for static guest programs.
@@ -49,6 +51,11 @@ pub struct Arch {
     pub by_name: bool,
 }
 
+/// SysRq-l by a break, which the emulator sends for Ctrl-A b.
+const BREAK_L: &[u8] = b"\x01bl";
+/// SysRq-l on consoles that take Ctrl-O for SysRq.
+const CTRL_O_L: &[u8] = b"\x0fl";
+
 /// The architectures. The order is that of the builds in `test`.
 pub static ARCHES: [Arch; 6] = [
     Arch {
@@ -60,6 +67,7 @@ pub static ARCHES: [Arch; 6] = [
         machine: &["-machine", "q35"],
         cpu: "max",
         console: "ttyS0",
+        sysrq: BREAK_L,
         elf_machine: object::elf::EM_X86_64,
         gcc: "gcc",
         gcc_packages: &["gcc", "libc6-dev"],
@@ -80,6 +88,7 @@ pub static ARCHES: [Arch; 6] = [
         machine: &["-machine", "virt"],
         cpu: "max",
         console: "ttyAMA0",
+        sysrq: BREAK_L,
         elf_machine: object::elf::EM_AARCH64,
         gcc: "aarch64-linux-gnu-gcc",
         gcc_packages: &["gcc-aarch64-linux-gnu", "libc6-dev-arm64-cross"],
@@ -102,6 +111,7 @@ pub static ARCHES: [Arch; 6] = [
         machine: &["-machine", "s390-ccw-virtio"],
         cpu: "max",
         console: "ttyS0",
+        sysrq: CTRL_O_L,
         elf_machine: object::elf::EM_S390,
         gcc: "s390x-linux-gnu-gcc",
         gcc_packages: &["gcc-s390x-linux-gnu", "libc6-dev-s390x-cross"],
@@ -118,6 +128,7 @@ pub static ARCHES: [Arch; 6] = [
         machine: &["-machine", "pseries"],
         cpu: "power9",
         console: "hvc0",
+        sysrq: CTRL_O_L,
         elf_machine: object::elf::EM_PPC64,
         gcc: "powerpc64le-linux-gnu-gcc",
         gcc_packages: &["gcc-powerpc64le-linux-gnu", "libc6-dev-ppc64el-cross"],
@@ -135,6 +146,7 @@ pub static ARCHES: [Arch; 6] = [
         machine: &["-machine", "virt"],
         cpu: "rv64",
         console: "ttyS0",
+        sysrq: BREAK_L,
         elf_machine: object::elf::EM_RISCV,
         gcc: "riscv64-linux-gnu-gcc",
         gcc_packages: &["gcc-riscv64-linux-gnu", "libc6-dev-riscv64-cross"],
@@ -152,6 +164,7 @@ pub static ARCHES: [Arch; 6] = [
         machine: &[],
         cpu: "",
         console: "tty0",
+        sysrq: b"",
         elf_machine: object::elf::EM_X86_64,
         gcc: "gcc",
         gcc_packages: &["gcc", "libc6-dev"],

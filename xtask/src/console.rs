@@ -63,6 +63,11 @@ static WARNING: LazyLock<Regex> = LazyLock::new(|| {
     Regex::new(&words.join("|")).expect("a valid expression")
 });
 
+/// What a kernel says before the backtraces of all CPUs.
+const BACKTRACES: &str = "Show backtrace of all active CPUs";
+/// How many lines of those are shown at most.
+const MOST_LINES: usize = 120;
+
 /// Functions that the series changes, or that its inline ones end up in: what KCSAN calls a race
 /// of ours.
 const RACES: [&str; 7] = [
@@ -175,11 +180,19 @@ impl Report {
                 "check the console (CONFIG_SERIAL_8250_CONSOLE, console=) and the image",
             ),
             (End::Silent(limit), _) => (
-                format!("the guest hangs: it was silent for {} s", limit.as_secs()),
+                format!(
+                    "the guest hangs: it was silent for {} s{}",
+                    limit.as_secs(),
+                    self.stuck()
+                ),
                 "the last lines say where; a slow machine may need a longer --timeout",
             ),
             (End::TimedOut(limit), _) => (
-                format!("the guest did not finish within {} s", limit.as_secs()),
+                format!(
+                    "the guest did not finish within {} s{}",
+                    limit.as_secs(),
+                    self.stuck()
+                ),
                 "the last lines say how far it came; --timeout gives it longer",
             ),
             (End::Exited, _) => (
@@ -193,6 +206,30 @@ impl Report {
             Exit::Guest,
             remedy,
         ))
+    }
+
+    /// What its CPUs were doing when they were asked for it at last.
+    pub fn backtraces(&self) -> Option<&str> {
+        let at = self.text.rfind(BACKTRACES)?;
+        Some(self.text[at + BACKTRACES.len()..].trim())
+    }
+
+    /// The same, behind what went wrong.
+    fn stuck(&self) -> String {
+        match self.backtraces() {
+            Some("") => "; asked where its CPUs are, it began to answer".into(),
+            Some(shown) => {
+                let mut lines: Vec<&str> = shown.lines().map(message).collect();
+                let left = lines.len().saturating_sub(MOST_LINES);
+                lines.truncate(MOST_LINES);
+                let more = match left {
+                    0 => String::new(),
+                    _ => format!("\n... and {left} lines more in its log"),
+                };
+                format!("; its CPUs:\n{}{more}", lines.join("\n"))
+            }
+            None => String::new(),
+        }
     }
 
     /// An error unless every CPU came up.
@@ -317,6 +354,21 @@ mod tests {
         assert_eq!(found("data-race in __mmdrop / do_exit"), 1);
         assert_eq!(found("data-race in lazy_tlb_scan / unknown"), 1);
         assert_eq!(found("assert: race in a / b"), 1);
+    }
+
+    #[test]
+    fn a_guest_that_hangs_says_where() {
+        let asked = "[    9.0] sysrq: Show backtrace of all active CPUs\n";
+        let hung = |rest: &str| {
+            let text = format!("[    1.0] last words\n{asked}{rest}");
+            error_of(&recorded(&text, End::Silent(Duration::from_secs(60))))
+        };
+        let text = hung("[    9.1] NMI backtrace for cpu 1\n[    9.2]  lazy_tlb_scan+0x8/0x10\n");
+        let cpus = "60 s; its CPUs:\nNMI backtrace for cpu 1\n lazy_tlb_scan+0x8/0x10";
+        assert!(text.contains(cpus), "{text}");
+        let text = hung(&"[    9.1]  f+0x0/0x8\n".repeat(MOST_LINES + 3));
+        assert!(text.contains("... and 3 lines more in its log"), "{text}");
+        assert!(hung("").contains("it began to answer"));
     }
 
     #[test]

@@ -20,6 +20,9 @@ use crate::sh;
 /// A guest that prints nothing for this long hangs. A lockdep kernel under emulation, with builds
 /// beside it, was seen to need more than two minutes for a thousand exits.
 pub const SILENCE: Duration = Duration::from_secs(300);
+/// How long a guest that hangs may be silent before it says where: a kernel waits for each CPU for ten
+/// seconds.
+const ANSWER: Duration = Duration::from_secs(15);
 
 /// For a guest that is booted for something else than the suites which a test kernel has.
 pub const NO_KUNIT: &str = "kunit.enable=0";
@@ -114,7 +117,8 @@ impl<'a> Guest<'a> {
             "-nodefaults",
             "-nographic",
             "-serial",
-            "stdio",
+            // With the monitor's escapes, for a break.
+            "mon:stdio",
             "-no-reboot",
         ]);
         qemu.arg("-kernel")
@@ -141,7 +145,10 @@ impl<'a> Guest<'a> {
         use std::os::unix::process::CommandExt;
         let mut child = qemu
             .process_group(0)
-            .stdin(Stdio::null())
+            .stdin(match self.arch.sysrq {
+                [] => Stdio::null(),
+                _ => Stdio::piped(),
+            })
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
@@ -171,18 +178,20 @@ impl<'a> Guest<'a> {
 
         let started = Instant::now();
         let mut console = Vec::new();
+        let mut take = |bytes: Vec<u8>| -> Result<()> {
+            log.write_all(&bytes).context("writing the console's log")?;
+            if self.echo {
+                let mut stdout = std::io::stdout();
+                stdout.write_all(&bytes)?;
+                stdout.flush()?;
+            }
+            console.extend(bytes);
+            Ok(())
+        };
         let end = loop {
             let left = self.timeout.saturating_sub(started.elapsed());
             match from_guest.recv_timeout(left.min(self.silence)) {
-                Ok(bytes) => {
-                    log.write_all(&bytes).context("writing the console's log")?;
-                    if self.echo {
-                        let mut stdout = std::io::stdout();
-                        stdout.write_all(&bytes)?;
-                        stdout.flush()?;
-                    }
-                    console.extend(bytes);
-                }
+                Ok(bytes) => take(bytes)?,
                 Err(RecvTimeoutError::Disconnected) => break End::Exited,
                 Err(RecvTimeoutError::Timeout) if left <= self.silence => {
                     break End::TimedOut(self.timeout)
@@ -193,6 +202,19 @@ impl<'a> Guest<'a> {
                 break End::TimedOut(self.timeout);
             }
         };
+        if end != End::Exited {
+            // Where do its CPUs hang?
+            if let Some(stdin) = &mut child.stdin {
+                let (asked, patience) = (Instant::now(), ANSWER.min(self.silence));
+                let _ = stdin.write_all(self.arch.sysrq);
+                while let Ok(bytes) = from_guest.recv_timeout(patience) {
+                    take(bytes)?;
+                    if asked.elapsed() > 4 * patience {
+                        break;
+                    }
+                }
+            }
+        }
         if end != End::Exited {
             if let Some(pid) = rustix::process::Pid::from_raw(child.id() as i32) {
                 let _ = rustix::process::kill_process_group(pid, rustix::process::Signal::KILL);
@@ -405,6 +427,13 @@ mod tests {
             )
         }
         .boot()
+    }
+
+    #[test]
+    fn a_guest_that_hangs_is_asked_where() {
+        let asked = "head -c 3 | grep -q bl && echo Show backtrace of all active CPUs";
+        let report = boot_script(&format!("{asked} && echo cpu 0; sleep 60"), 4).unwrap();
+        assert_eq!(report.backtraces(), Some("cpu 0"));
     }
 
     #[test]

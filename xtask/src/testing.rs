@@ -46,6 +46,10 @@ const NO_POLICY: [&str; 1] = ["no-policy"];
 const SUITES: [&str; 2] = ["lazy_tlb", "lazy_tlb_policy"];
 /// Has the console show rounds.
 const ROUNDS: &str = "trace_event=lazy_tlb:lazy_tlb_round tp_printk";
+/// Where other guests have their policy: one that never ends.
+const HANG: &str = "hang";
+/// Seconds until it is given up.
+const HANG_SILENCE: u64 = 20;
 /// A policy that no kernel knows.
 const BOGUS: &str = "bogus";
 /// Seconds that the guest gives one program: generous, for others build and boot beside it.
@@ -259,6 +263,9 @@ impl Plan<'_> {
                             self.policies.is_empty() || self.policies.iter().any(|p| p == *policy)
                         });
                         uses.extend(policies.map(|policy| Use::Guest(kind, policy)));
+                        if usual && self.policies.is_empty() && !arch.sysrq.is_empty() {
+                            uses.push(Use::Guest(kind, HANG));
+                        }
                         // The kernel reads the parameter in the same way on every architecture.
                         if usual && arch.name == "x86_64" && self.policies.is_empty() {
                             uses.push(Use::Guest(kind, BOGUS));
@@ -493,6 +500,7 @@ impl Work<'_> {
         let log = format!("test-{}-{policy}", name.replace('/', "-"));
         let found = match policy {
             BOGUS => bogus(project, &guest, &log),
+            HANG => hang(project, &guest, &log),
             _ => {
                 // The kernel does what waits in the same way on every architecture.
                 let waits = policy == "defer" && kind.arch().name == "x86_64";
@@ -821,6 +829,59 @@ fn bogus(project: &Project, guest: &TestGuest<'_>, log: &str) -> Result<Vec<Case
     ])
 }
 
+/// Whether a guest that hangs is found to, and tells where.
+fn hang(project: &Project, guest: &TestGuest<'_>, log: &str) -> Result<Vec<Case>> {
+    let arch = guest.kind.arch();
+    let init = project.guest_program(arch, "alive-init")?;
+    let dir = tempfile::tempdir()?;
+    let initramfs = dir.path().join("initramfs");
+    guest::write_initramfs(&initramfs, &[GuestFile::program("init", &init)?])?;
+    let append = format!("{} {} LAZY_TLB_WAIT=1", guest.kind.append, guest::NO_KUNIT);
+    let report = Guest {
+        append: &append,
+        timeout: TEST_TIMEOUT,
+        silence: Duration::from_secs(HANG_SILENCE),
+        ..Guest::of(
+            arch,
+            guest.accel.clone(),
+            &guest.built.image,
+            &initramfs,
+            project.cache.path(format!("log/{log}.log")),
+        )
+    }
+    .boot()?;
+    let found = match report.check() {
+        Err(error) if error.to_string().contains("the guest hangs") => Ok(()),
+        other => Err(anyhow::anyhow!("it is judged {other:?}")),
+    };
+    let shown = report.backtraces().unwrap_or_default();
+    // Of each CPU there is at least a line; on x86_64, one that is idle has no more.
+    let cpus = (0..report.asked)
+        .filter(|cpu| names_cpu(shown, *cpu))
+        .count();
+    let told = match cpus == report.asked {
+        true => Ok(()),
+        false => Err(anyhow::anyhow!(
+            "{cpus} CPUs are in its backtraces: {shown}"
+        )),
+    };
+    Ok(vec![
+        Case::of("a hang is found", found),
+        Case::of("it says where its CPUs are", told),
+    ])
+}
+
+/// Whether a kernel's backtraces have one of this CPU.
+fn names_cpu(shown: &str, cpu: usize) -> bool {
+    let words = [
+        format!("cpu {cpu}"),
+        format!("CPU: {cpu} "),
+        format!("CPU{cpu}:"),
+    ];
+    let mut lines = shown.lines().map(|line| format!("{line} "));
+    lines.any(|line| words.iter().any(|word| line.contains(word)))
+}
+
 /// How many mms have ended in a guest, as far as it knows.
 fn ended(report: &Report) -> u64 {
     let values = report.values("lazy-tlb-guest");
@@ -1059,11 +1120,13 @@ mod tests {
         assert_eq!(
             kernels(&plan("all", &[])),
             [
-                "x86_64: run off bench x86_64/shootdown x86_64/defer x86_64/refcount x86_64/bogus",
-                "arm64: arm64/shootdown arm64/defer arm64/refcount",
-                "s390: s390/shootdown s390/defer s390/refcount",
+                "x86_64: run off bench x86_64/shootdown x86_64/defer x86_64/refcount x86_64/hang \
+                 x86_64/bogus",
+                "arm64: arm64/shootdown arm64/defer arm64/refcount arm64/hang",
+                "s390: s390/shootdown s390/defer s390/refcount s390/hang",
                 "powerpc: powerpc-radix/shootdown powerpc-radix/defer powerpc-radix/refcount \
-                 powerpc-hash/shootdown powerpc-hash/defer powerpc-hash/refcount",
+                 powerpc-radix/hang powerpc-hash/shootdown powerpc-hash/defer powerpc-hash/refcount \
+                 powerpc-hash/hang",
             ]
         );
         assert_eq!(
@@ -1072,7 +1135,10 @@ mod tests {
         );
         assert_eq!(
             kernels(&plan("powerpc-hash", &[])),
-            ["powerpc: powerpc-hash/shootdown powerpc-hash/defer powerpc-hash/refcount"]
+            [
+                "powerpc: powerpc-hash/shootdown powerpc-hash/defer powerpc-hash/refcount \
+                 powerpc-hash/hang"
+            ]
         );
         let off = ["off".to_owned()];
         assert_eq!(kernels(&plan("all", &off)), ["x86_64: off"]);
