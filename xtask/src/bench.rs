@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::arch::Arch;
 use crate::console::{self, Report};
 use crate::failure::{fail, Exit};
-use crate::guest::{self, Guest, GuestFile};
+use crate::guest::{self, Guest};
 use crate::kbuild::Build;
 use crate::project::Project;
 use crate::report::{Case, Status};
@@ -363,9 +363,7 @@ pub fn measure(
         accel,
         variant,
     } = *bed;
-    let program = project.guest_program(arch, "bench-init")?;
-    let initramfs = program.with_extension("cpio");
-    guest::write_initramfs(&initramfs, &[GuestFile::program("init", &program)?])?;
+    let initramfs = project.guest_initramfs(arch, "bench-init")?;
     let limit = Duration::from_secs(options.timeout);
     let mut outcomes = Vec::new();
     for run in 1..=options.repeat {

@@ -17,7 +17,7 @@ use crate::arch::{self, Arch};
 use crate::base::Base;
 use crate::cache::Cache;
 use crate::failure::{classify, fail, Exit};
-use crate::guest::{self, Guest, GuestFile};
+use crate::guest::{self, Guest};
 use crate::kbuild::Build;
 use crate::project::{Project, Workshop};
 use crate::series::{assemble, Changes, Series};
@@ -332,9 +332,7 @@ fn kernel(
 
 /// Boots the smallest guest that tells whether the kernel lives.
 fn boot(project: &Project, column: &Column, image: &Path) -> Result<()> {
-    let program = project.guest_program(column.arch, "alive-init")?;
-    let initramfs = program.with_extension("cpio");
-    guest::write_initramfs(&initramfs, &[GuestFile::program("init", &program)?])?;
+    let initramfs = project.guest_initramfs(column.arch, "alive-init")?;
     let limit = Duration::from_secs(300);
     let name = column.name().replace(' ', "-");
     Guest {

@@ -1,7 +1,7 @@
 //! The main job: the same workload under two policies, one table, one verdict.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{ensure, Context, Result};
 use comfy_table::{CellAlignment, Table};
@@ -9,7 +9,7 @@ use comfy_table::{CellAlignment, Table};
 use crate::arch::Arch;
 use crate::console::Report;
 use crate::failure::{fail, Exit};
-use crate::guest::{self, Guest, GuestFile};
+use crate::guest::{self, Guest};
 use crate::project::Project;
 use crate::report::{Case, Status};
 
@@ -70,7 +70,7 @@ pub fn boot(
     accel: &str,
     words: &str,
 ) -> Result<Vec<Results>> {
-    let initramfs = run_initramfs(project, arch)?;
+    let initramfs = project.guest_initramfs(arch, "run-init")?;
     let mut results = Vec::new();
     for policy in POLICIES {
         let append = format!("lazy_tlb={policy} {} {words}", guest::NO_KUNIT);
@@ -90,14 +90,6 @@ pub fn boot(
         results.push(Results::new(policy, report));
     }
     Ok(results)
-}
-
-/// The initramfs whose first process is the workload.
-pub fn run_initramfs(project: &Project, arch: &Arch) -> Result<PathBuf> {
-    let program = project.guest_program(arch, "run-init")?;
-    let initramfs = program.with_extension("cpio");
-    guest::write_initramfs(&initramfs, &[GuestFile::program("init", &program)?])?;
-    Ok(initramfs)
 }
 
 /// The table, side by side.

@@ -214,8 +214,6 @@ impl<'a> Guest<'a> {
                     }
                 }
             }
-        }
-        if end != End::Exited {
             if let Some(pid) = rustix::process::Pid::from_raw(child.id() as i32) {
                 let _ = rustix::process::kill_process_group(pid, rustix::process::Signal::KILL);
             }

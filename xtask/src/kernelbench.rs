@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use crate::bench::{number, pairs, text};
 use crate::console;
 use crate::failure::{fail, Exit};
-use crate::guest::{self, Guest, GuestFile};
+use crate::guest::{self, Guest};
 use crate::kbuild::Build;
 use crate::lab::POLICIES;
 use crate::model::Spread;
@@ -219,9 +219,7 @@ pub fn run(
     let image = build.image()?;
     let accel = guest::accelerator(&project.cache, arch, &image)?;
     let accel = guest::for_cpus(&accel, options.cpus as usize);
-    let program = project.guest_program(arch, "bench-init")?;
-    let initramfs = program.with_extension("cpio");
-    guest::write_initramfs(&initramfs, &[GuestFile::program("init", &program)?])?;
+    let initramfs = project.guest_initramfs(arch, "bench-init")?;
     let limit = Duration::from_secs(options.timeout);
     let mut results = Results {
         command: format!(

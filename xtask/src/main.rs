@@ -544,7 +544,7 @@ fn boot(project: &Project, kernel: &Kernel, args: &BootArgs) -> Result<()> {
             guest::write_initramfs(&own, &[program])?;
             &own
         }
-        None => &compare::run_initramfs(project, arch)?,
+        None => &project.guest_initramfs(arch, "run-init")?,
     };
     let limit = Duration::from_secs(args.timeout);
     let report = Guest {

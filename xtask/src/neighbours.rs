@@ -227,7 +227,8 @@ impl Subject<'_> {
         initramfs: &Path,
         policy: &str,
         append: &str,
-        (log, silence): (&str, Duration),
+        log: &str,
+        silence: Duration,
     ) -> Result<Report> {
         let append = format!("lazy_tlb={policy} {} {append}", guest::NO_KUNIT);
         let log = format!("log/neighbours-{}-{policy}{log}.log", self.arch.name);
@@ -251,7 +252,7 @@ impl Subject<'_> {
     /// The selftests.
     fn tests(&self, initramfs: &Path, policy: &str) -> Result<Vec<Case>> {
         let append = format!("{NO_SCF} {OWN_RSEQ} LAZY_TLB_TEST_TIMEOUT=600");
-        let report = self.boot(initramfs, policy, &append, ("", guest::SILENCE))?;
+        let report = self.boot(initramfs, policy, &append, "", guest::SILENCE)?;
         let mut cases = ktap::results(self.tree, &report.text)?;
         // No suite of KUnit's runs here.
         cases.retain(|case| case.name != ktap::KUNIT);
@@ -268,7 +269,7 @@ impl Subject<'_> {
         );
         // It says nothing until its end. x86_64 without PCI knows no way to switch itself off after that.
         let silence = Duration::from_secs(2 * SCF_SECONDS);
-        let report = self.boot(initramfs, policy, &append, ("-scf", silence))?;
+        let report = self.boot(initramfs, policy, &append, "-scf", silence)?;
         Ok(vec![
             Case::of("scftorture/end of test", tortured(&report.text)),
             Case::of("scftorture/no warnings", report.check_warnings()),
@@ -315,9 +316,7 @@ pub fn run(project: &Project, options: &Options) -> Result<Exit> {
     }
     let initramfs = build.out.join("neighbours.cpio");
     guest::write_initramfs(&initramfs, &files)?;
-    let alive = build.out.join("neighbours-scf.cpio");
-    let init = project.guest_program(arch, "alive-init")?;
-    guest::write_initramfs(&alive, &[GuestFile::program("init", &init)?])?;
+    let alive = project.guest_initramfs(arch, "alive-init")?;
     let subject = |image: &Path| Subject {
         project,
         tree: &shop.tree,

@@ -9,6 +9,7 @@ use crate::arch::Arch;
 use crate::base::{self, Base};
 use crate::cache::{Cache, Part};
 use crate::failure::Exit;
+use crate::guest::{self, GuestFile};
 use crate::kbuild::{Build, Source};
 use crate::series::{Selection, Series};
 use crate::setup::{self, Tools};
@@ -85,6 +86,14 @@ impl Project {
         sh::logged(&gcc, &log, Exit::Build, remedy, |_| ())?;
         part.persist(&program)?;
         Ok(program)
+    }
+
+    /// An initramfs with nothing but such a first process.
+    pub fn guest_initramfs(&self, arch: &Arch, name: &str) -> Result<PathBuf> {
+        let program = self.guest_program(arch, name)?;
+        let initramfs = program.with_extension("cpio");
+        guest::write_initramfs(&initramfs, &[GuestFile::program("init", &program)?])?;
+        Ok(initramfs)
     }
 }
 

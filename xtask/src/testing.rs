@@ -263,11 +263,14 @@ impl Plan<'_> {
                             self.policies.is_empty() || self.policies.iter().any(|p| p == *policy)
                         });
                         uses.extend(policies.map(|policy| Use::Guest(kind, policy)));
-                        if usual && self.policies.is_empty() && !arch.sysrq.is_empty() {
+                        if !usual || !self.policies.is_empty() {
+                            continue;
+                        }
+                        if !arch.sysrq.is_empty() {
                             uses.push(Use::Guest(kind, HANG));
                         }
                         // The kernel reads the parameter in the same way on every architecture.
-                        if usual && arch.name == "x86_64" && self.policies.is_empty() {
+                        if arch.name == "x86_64" {
                             uses.push(Use::Guest(kind, BOGUS));
                         }
                     }
@@ -807,7 +810,7 @@ fn bogus(project: &Project, guest: &TestGuest<'_>, log: &str) -> Result<Vec<Case
         guest::NO_KUNIT
     );
     // The workload's first process reports the policy; a few exits are enough for that.
-    let initramfs = compare::run_initramfs(project, guest.kind.arch())?;
+    let initramfs = project.guest_initramfs(guest.kind.arch(), "run-init")?;
     let report = guest.boot(BOGUS, &append, &initramfs, log)?;
     let policy = report.values("lazy-tlb-run").remove("policy");
     let last = match policy.as_deref() {
@@ -832,10 +835,7 @@ fn bogus(project: &Project, guest: &TestGuest<'_>, log: &str) -> Result<Vec<Case
 /// Whether a guest that hangs is found to, and tells where.
 fn hang(project: &Project, guest: &TestGuest<'_>, log: &str) -> Result<Vec<Case>> {
     let arch = guest.kind.arch();
-    let init = project.guest_program(arch, "alive-init")?;
-    let dir = tempfile::tempdir()?;
-    let initramfs = dir.path().join("initramfs");
-    guest::write_initramfs(&initramfs, &[GuestFile::program("init", &init)?])?;
+    let initramfs = project.guest_initramfs(arch, "alive-init")?;
     let append = format!("{} {} LAZY_TLB_WAIT=1", guest.kind.append, guest::NO_KUNIT);
     let report = Guest {
         append: &append,
@@ -1016,9 +1016,7 @@ fn test_initramfs(
         ));
     }
     if let Some(kernel) = kernel {
-        let alive = build.out.join("alive-init.cpio");
-        let init = project.guest_program(build.arch, "alive-init")?;
-        guest::write_initramfs(&alive, &[GuestFile::program("init", &init)?])?;
+        let alive = project.guest_initramfs(build.arch, "alive-init")?;
         files.push(GuestFile::program("kexec/kernel", kernel)?);
         files.push(GuestFile::program("kexec/initramfs", &alive)?);
     }
