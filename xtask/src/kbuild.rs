@@ -156,36 +156,18 @@ impl<'a> Build<'a> {
     pub fn make(&self) -> Command {
         let tools = self.tools;
         let mut make = Command::new("make");
-        make.arg("-C").arg(&self.source.tree);
+        make.arg("-C").arg(&self.source.tree).args(tools.words());
         let mut set = |name: &str, value: &dyn AsRef<std::ffi::OsStr>| {
             make.arg(sh::assignment(name, value));
         };
         set("O", &self.out);
         set("ARCH", &self.arch.name);
-        set(
-            "LLVM",
-            if tools.llvm.is_empty() {
-                &"1"
-            } else {
-                &tools.llvm
-            },
-        );
         set("CC", &format!("ccache clang{}", tools.llvm));
-        set("RUSTC", &tools.rustc);
-        // Host programs in Rust must be built by the same compiler: proc macros are loaded by it.
-        set("HOSTRUSTC", &tools.rustc);
-        set("RUSTDOC", &tools.rustc.with_file_name("rustdoc"));
-        set("RUST_LIB_SRC", &tools.rust_lib_src);
-        set("BINDGEN", &tools.bindgen);
         // The same sources give the same image, and ccache finds what it has.
         set("KBUILD_BUILD_TIMESTAMP", &"2026-01-01");
         set("KBUILD_BUILD_USER", &"lazy-tlb");
         set("KBUILD_BUILD_HOST", &"localhost");
         make.env("CCACHE_DIR", &self.ccache);
-        let libclang = format!("/usr/lib/llvm{}/lib", tools.llvm);
-        if Path::new(&libclang).exists() {
-            make.env("LIBCLANG_PATH", libclang);
-        }
         for name in FOREIGN {
             make.env_remove(name);
         }

@@ -35,6 +35,7 @@ mod testing;
 mod tidy;
 mod tree;
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -70,7 +71,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Installs the tools that are missing and fetches the base tree.
+    /// Installs the tools that are missing and fetches the base tree; the last line printed is what
+    /// make is told to use them.
     #[command(after_help = "Example: cargo xtask setup --arch x86_64")]
     Setup {
         #[command(flatten)]
@@ -506,6 +508,8 @@ fn setup(project: &Project, guests: &Guests) -> Result<()> {
     {
         println!("without {error:#}");
     }
+    println!("make uses these in a kernel tree with:");
+    println!("{}", tools.words().join(OsStr::new(" ")).to_string_lossy());
     Ok(())
 }
 

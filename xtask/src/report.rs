@@ -135,12 +135,16 @@ impl Recorder {
         for case in self.cases.iter().filter(|case| case.status == Status::Fail) {
             println!("    FAIL {}", case.name);
         }
-        println!("{passed} passed, {failed} failed, {skipped} skipped");
-        match (passed, failed) {
+        let exit = match (passed, failed) {
             (0, 0) => Exit::NoTests,
             (_, 0) => Exit::Ok,
             _ => Exit::Failed,
+        };
+        if exit == Exit::NoTests {
+            println!("no test ran: nothing that was asked for can be done here");
         }
+        println!("{passed} passed, {failed} failed, {skipped} skipped");
+        exit
     }
 }
 

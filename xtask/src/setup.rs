@@ -46,6 +46,28 @@ pub struct Tools {
 }
 
 impl Tools {
+    /// What `make` is told in any kernel tree, to use these.
+    pub fn words(&self) -> Vec<OsString> {
+        let llvm = match self.llvm.as_str() {
+            "" => "1",
+            suffix => suffix,
+        };
+        let mut words = vec![
+            sh::assignment("LLVM", llvm),
+            sh::assignment("RUSTC", &self.rustc),
+            // Host programs in Rust must be built by the same compiler: proc macros are loaded by it.
+            sh::assignment("HOSTRUSTC", &self.rustc),
+            sh::assignment("RUSTDOC", self.rustc.with_file_name("rustdoc")),
+            sh::assignment("RUST_LIB_SRC", &self.rust_lib_src),
+            sh::assignment("BINDGEN", &self.bindgen),
+        ];
+        let libclang = format!("/usr/lib/llvm{}/lib", self.llvm);
+        if Path::new(&libclang).exists() {
+            words.push(sh::assignment("LIBCLANG_PATH", libclang));
+        }
+        words
+    }
+
     /// Whether the rustc is new enough for an architecture.
     pub fn check_rustc(&self, arch: &Arch) -> Result<()> {
         if numbers(&self.rustc_version) >= arch.least_rustc {

@@ -363,12 +363,16 @@ pub fn run(project: &Project, plan: &Plan<'_>) -> Result<Exit> {
         ));
     }
     let mut recorder = Recorder::default();
-    // Without tools and trees nothing below can run; that they come is a case of its own.
-    let mut shop = None;
-    recorder.stage("setup", || {
-        shop = Some(project.workshop(plan.skip, &arch::of_kinds(&plan.guests))?);
-        Ok(vec![Case::passed("setup/tools, base tree, patched tree")])
-    });
+    println!("\n== setup");
+    let started = Instant::now();
+    // Without tools and trees nothing below can run. That they are there tests nothing yet.
+    let shop = match project.workshop(plan.skip, &arch::of_kinds(&plan.guests)) {
+        Ok(shop) => Some(shop),
+        Err(error) => {
+            recorder.ended("setup", started, Err(error));
+            None
+        }
+    };
     let recorder = Mutex::new(recorder);
     if let Some(shop) = &shop {
         let kernels = plan.kernels();
