@@ -195,13 +195,19 @@ impl Setting {
         let rest = [&cpus, skip_flush, variant, &self.append];
         for what in rest.iter().filter(|what| !what.is_empty()) {
             name.push('-');
-            name.extend(what.chars().map(|c| match c {
-                'a'..='z' | 'A'..='Z' | '0'..='9' | '-' | '_' => c,
-                _ => '-',
-            }));
+            name.push_str(&in_a_name(what));
         }
         name
     }
+}
+
+/// Words of a command line as part of a file's name.
+pub fn in_a_name(words: &str) -> String {
+    let plain = words.chars().map(|c| match c {
+        'a'..='z' | 'A'..='Z' | '0'..='9' | '-' | '_' => c,
+        _ => '-',
+    });
+    plain.collect()
 }
 
 fn records_of(outcomes: &[Outcome]) -> Vec<&Record> {

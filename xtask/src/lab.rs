@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use walkdir::WalkDir;
 
 use crate::arch::{self, Arch};
-use crate::bench::{Counted, COUNTER};
+use crate::bench::{in_a_name, Counted, COUNTER};
 use crate::failure::{fail, Exit};
 use crate::kbuild::{self, Build};
 use crate::model::Spread;
@@ -345,6 +345,8 @@ pub struct Guest {
     /// How to measure it again, all policies.
     pub command: String,
     pub arch: String,
+    /// More words of its command line.
+    pub append: String,
     pub cpus: usize,
     /// Whether the times are an emulator's.
     pub times_emulated: bool,
@@ -575,13 +577,8 @@ impl Results {
 
     /// The name of its file; the same results again have the same.
     pub fn file(&self) -> String {
-        let Results {
-            policy, started, ..
-        } = self;
-        match &self.guest {
-            None => format!("{FILES}{}-{policy}-{started}.json", self.machine.arch),
-            Some(Guest { arch, cpus, .. }) => format!("{FILES}guest-{arch}-{cpus}-{policy}.json"),
-        }
+        let arch = &self.machine.arch;
+        format!("{FILES}{arch}-{}-{}.json", self.policy, self.started)
     }
 
     /// What it may be compared with.
@@ -597,6 +594,18 @@ impl Results {
     /// The calls that measured something.
     fn good(&self) -> impl Iterator<Item = &Run> {
         self.runs.iter().filter(|run| run.status == 0)
+    }
+}
+
+impl Guest {
+    /// The name of the file about one boot of it, by number; it takes the place of an older one.
+    pub fn file(&self, policy: &str, boot: u32) -> String {
+        let Guest { arch, cpus, .. } = self;
+        let append = match self.append.as_str() {
+            "" => String::new(),
+            words => format!("{}-", in_a_name(words)),
+        };
+        format!("{FILES}guest-{arch}-{cpus}-{append}{policy}-{boot}.json")
     }
 }
 

@@ -20,9 +20,20 @@ pub struct Options {
     /// How many CPUs the guest has.
     #[arg(long, default_value_t = 4, value_name = "N", value_parser = clap::value_parser!(u32).range(2..))]
     pub cpus: u32,
+    /// How often each policy is booted.
+    #[arg(long, default_value_t = 2, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub boots: u32,
     /// How often each mode is run on each boot.
     #[arg(long, default_value_t = 3, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub rounds: u32,
+    /// More words for the kernel's command line, such as disable_radix.
+    #[arg(
+        long,
+        default_value = "",
+        value_name = "STR",
+        allow_hyphen_values = true
+    )]
+    pub append: String,
     /// Seconds until a guest is ended.
     #[arg(long, default_value_t = 900, value_name = "S")]
     pub timeout: u64,
@@ -51,23 +62,36 @@ pub fn run(
     let here = Machine::here()?;
     let facts = lab::Guest {
         command: format!(
-            "cargo xtask bench perf --arch {} --variant {} --cpus {} --rounds {}",
-            arch.name, build.variant, options.cpus, options.rounds
+            "cargo xtask bench perf --arch {} --variant {} --cpus {} --boots {} --rounds {}{}",
+            arch.name,
+            build.variant,
+            options.cpus,
+            options.boots,
+            options.rounds,
+            match options.append.as_str() {
+                "" => String::new(),
+                words => format!(" --append {words:?}"),
+            }
         ),
         arch: arch.name.into(),
+        append: options.append.clone(),
         cpus: options.cpus as usize,
         times_emulated: accel.starts_with("tcg"),
         host: format!("{}, {} CPUs", here.cpu_model, here.cpus),
     };
-    for policy in POLICIES {
+    // One policy after the other, and again: what changes on the host meanwhile meets all of them.
+    let boots = (1..=options.boots).flat_map(|boot| POLICIES.map(|policy| (boot, policy)));
+    for (boot, policy) in boots {
         let append = format!(
-            "lazy_tlb={policy} {} LAZY_TLB_ROUNDS={}",
+            "lazy_tlb={policy} {} LAZY_TLB_ROUNDS={} {}",
             guest::NO_KUNIT,
-            options.rounds
+            options.rounds,
+            options.append
         );
+        let append = append.trim_end();
         let guest = Guest {
             smp: options.cpus as usize,
-            append: &append,
+            append,
             timeout: limit,
             silence: guest::SILENCE.min(limit),
             ..Guest::of(
@@ -75,7 +99,7 @@ pub fn run(
                 accel.clone(),
                 &image,
                 &initramfs,
-                (project.cache).path(format!("log/perf-{}-{policy}.log", arch.name)),
+                (project.cache).path(format!("log/perf-{}-{policy}-{boot}.log", arch.name)),
             )
         };
         let report = guest.boot()?;
@@ -100,7 +124,7 @@ pub fn run(
                 format!("the console is in {}", guest.log.display()),
             )
         })?;
-        let path = results::of_this_machine(project)?.join(results.file());
+        let path = results::of_this_machine(project)?.join(facts.file(policy, boot));
         let text = serde_json::to_string_pretty(&results).context("as JSON")?;
         sh::write_whole(&path, text.as_bytes())?;
         println!("{}", path.display());

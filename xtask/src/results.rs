@@ -546,7 +546,14 @@ fn perf_section(setting: &lab::Setting, boots: &Boots<'_>, plot: &str) -> String
     let columns = columns(boots);
     let mut text = format!("\n### Linux {}\n\n", setting.release);
     if let Some(guest) = &setting.guest {
-        text = format!("\n### Guest {}, {} CPUs\n\n", guest.arch, guest.cpus);
+        let append = match guest.append.as_str() {
+            "" => String::new(),
+            words => format!(", `{words}`"),
+        };
+        text = format!(
+            "\n### Guest {}{append}, {} CPUs\n\n",
+            guest.arch, guest.cpus
+        );
         if guest.times_emulated {
             text.push_str(
                 "**Emulated:** the times are an emulator's, and say nothing of a machine. What can be \
@@ -1094,19 +1101,22 @@ mod tests {
         guest.guest = Some(lab::Guest {
             command: command.into(),
             arch: "arm64".into(),
+            append: "nosmt quiet".into(),
             cpus: 4,
             times_emulated: true,
             host: "Some CPU, 2 CPUs".into(),
         });
-        assert_eq!(guest.file(), "perf-guest-arm64-4-defer.json");
+        let name = guest.guest.as_ref().unwrap().file("defer", 2);
+        assert_eq!(name, "perf-guest-arm64-4-nosmt-quiet-defer-2.json");
         let machine = lab::tests::example("defer");
-        let files = [&guest, &machine].map(|r| (r.file(), serde_json::to_string(r).unwrap()));
+        let files = [(name, &guest), (machine.file(), &machine)]
+            .map(|(name, results)| (name, serde_json::to_string(results).unwrap()));
         let files = files.each_ref().map(|(n, text)| (n.as_str(), text.clone()));
         let report = report(&files);
         assert_eq!(report.matches("\n### ").count(), 2, "{report}");
         assert_eq!(report.matches("**Emulated:**").count(), 1, "{report}");
         for words in [
-            "### Guest arm64, 4 CPUs\n".to_owned(),
+            "### Guest arm64, `nosmt quiet`, 4 CPUs\n".to_owned(),
             format!("- perf bench of refcount: `{command}`"),
         ] {
             assert!(report.contains(&words), "{words}: {report}");
