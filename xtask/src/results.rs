@@ -332,7 +332,8 @@ type Boots<'a> = BTreeMap<(usize, String), BTreeMap<&'a str, &'a lab::Results>>;
 const PERF_INTRODUCTION: &str = "\
 Medians with the least and the greatest of all repeats, and how many those are. The controls should not
 differ between policies; a difference within the spread is none. The numbers of mms and interrupts are the
-kernel's own counts over all runs, of the whole system.
+kernel's own counts over all runs, of the whole system. The time of an exit includes freeing the mm itself, but
+with refcount, where the next task on that CPU does it, after the exit was reported.
 ";
 
 const IPIS_INTRODUCTION: &str = "\
