@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::arch::Arch;
 use crate::console::{self, Report};
 use crate::failure::{fail, Exit};
-use crate::guest::{self, Guest};
+use crate::guest::{self, Append, Guest};
 use crate::kbuild::Build;
 use crate::project::Project;
 use crate::report::{Case, Status};
@@ -61,14 +61,8 @@ pub struct Options {
     /// How often everything is run.
     #[arg(long, default_value_t = 1, value_name = "N")]
     pub repeat: u32,
-    /// More words for the kernel's command line, such as disable_radix.
-    #[arg(
-        long,
-        default_value = "",
-        value_name = "STR",
-        allow_hyphen_values = true
-    )]
-    pub append: String,
+    #[command(flatten)]
+    pub append: Append,
     /// Seconds until a guest is ended.
     #[arg(long, default_value_t = 1800, value_name = "S")]
     pub timeout: u64,
@@ -198,6 +192,14 @@ impl Setting {
             name.push_str(&in_a_name(what));
         }
         name
+    }
+}
+
+/// How such words are asked for, after the rest of a command; nothing if there are none.
+pub fn append_option(words: &str) -> String {
+    match words {
+        "" => String::new(),
+        words => format!(" --append '{words}'"),
     }
 }
 
@@ -383,7 +385,7 @@ pub fn measure(
                     options.jobs,
                     options.rounds,
                     u8::from(options.skip_flush),
-                    options.append
+                    options.append.words
                 );
                 let log = format!("log/ipis-{}-{workload}-{policy}-{run}.log", arch.name);
                 let guest = Guest {
@@ -814,7 +816,7 @@ pub fn cases(
             rounds: 20,
             skip_flush,
             repeat: 1,
-            append: String::new(),
+            append: Append::default(),
             timeout: 300,
         };
         measure(project, &bed, &options, |_| Ok(()))
@@ -932,7 +934,7 @@ lazy-tlb-guest: done status=0
             rounds: 20,
             skip_flush: false,
             repeat: 1,
-            append: String::new(),
+            append: Append::default(),
             timeout: 1,
         }
     }
@@ -1231,7 +1233,9 @@ lazy-tlb-guest: done status=0
         let options = Options {
             workload: ["build", "threaded"].map(String::from).into(),
             repeat: 2,
-            append: "disable_radix".into(),
+            append: Append {
+                words: "disable_radix".into(),
+            },
             timeout: 30,
             ..options()
         };

@@ -8,6 +8,7 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use clap::Args;
 use cpio::newc::{self, ModeFileType};
 use object::read::elf::{FileHeader, ProgramHeader};
 
@@ -34,6 +35,20 @@ pub const NATIVE: &str = "native";
 const TCG: &str = "tcg,thread=multi";
 /// Emulation, the CPUs by turns.
 const TCG_BY_TURNS: &str = "tcg,thread=single";
+
+/// What a person adds to the command line of a guest.
+#[derive(Args, Clone, Default)]
+pub struct Append {
+    /// More words for the kernel's command line, such as disable_radix or lazy_tlb=refcount; for test
+    /// guests LAZY_TLB_HOTPLUG=1 or LAZY_TLB_ONLY=churn:fork_exit.
+    #[arg(
+        long = "append",
+        default_value = "",
+        value_name = "STR",
+        allow_hyphen_values = true
+    )]
+    pub words: String,
+}
 
 /// A guest to boot.
 pub struct Guest<'a> {

@@ -46,7 +46,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::cache::Cache;
 use crate::failure::{classify, fail, Exit, EXIT_HELP};
-use crate::guest::{Guest, GuestFile};
+use crate::guest::{Append, Guest, GuestFile};
 use crate::kbuild::Build;
 use crate::project::{Project, Workshop};
 use crate::report::Recorder;
@@ -151,14 +151,8 @@ enum Command {
         /// How long the tests in guests go on that could do so for ever (churn, torture and others).
         #[arg(long, value_name = "S", default_value_t = testing::SECONDS)]
         seconds: u64,
-        /// More words for the guests' command lines, such as LAZY_TLB_HOTPLUG=1 or LAZY_TLB_ONLY=churn:fork_exit.
-        #[arg(
-            long,
-            default_value = "",
-            value_name = "STR",
-            allow_hyphen_values = true
-        )]
-        append: String,
+        #[command(flatten)]
+        append: Append,
     },
     /// Measures what the policies do: one thing, or everything there is, and writes the report.
     #[command(after_help = "Example: cargo xtask bench")]
@@ -314,14 +308,8 @@ struct BootArgs {
     /// How many CPUs.
     #[arg(long, default_value_t = 4, value_name = "N")]
     smp: usize,
-    /// More words for the kernel's command line, such as lazy_tlb=refcount.
-    #[arg(
-        long,
-        default_value = "",
-        value_name = "STR",
-        allow_hyphen_values = true
-    )]
-    append: String,
+    #[command(flatten)]
+    append: Append,
     /// The first process, a static program; without it, the workload of `run`.
     #[arg(long, value_name = "FILE")]
     init: Option<PathBuf>,
@@ -398,7 +386,7 @@ fn run(cli: Cli) -> Result<Exit> {
                 policies: &policy,
                 json: json.as_deref(),
                 seconds,
-                append: &append,
+                append: &append.words,
             };
             return testing::run(&project, &plan);
         }
@@ -553,7 +541,7 @@ fn boot(project: &Project, kernel: &Kernel, args: &BootArgs) -> Result<()> {
     let limit = Duration::from_secs(args.timeout);
     let report = Guest {
         smp: args.smp,
-        append: &args.append,
+        append: &args.append.words,
         timeout: limit,
         silence: guest::SILENCE.min(limit),
         echo: true,

@@ -1,13 +1,15 @@
 //! `bench perf`: `perf bench sched lazy-tlb` in all its modes in a guest under each policy, in the form
 //! of what comes back from a real machine.
 
+use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{ensure, Context, Result};
 use clap::Args;
 
+use crate::bench::append_option;
 use crate::failure::{fail, Exit};
-use crate::guest::{self, Guest, GuestFile};
+use crate::guest::{self, Append, Guest, GuestFile};
 use crate::kbuild::Build;
 use crate::lab::{self, POLICIES};
 use crate::project::{Project, Workshop};
@@ -26,14 +28,8 @@ pub struct Options {
     /// How often each mode is run on each boot.
     #[arg(long, default_value_t = 3, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub rounds: u32,
-    /// More words for the kernel's command line, such as disable_radix.
-    #[arg(
-        long,
-        default_value = "",
-        value_name = "STR",
-        allow_hyphen_values = true
-    )]
-    pub append: String,
+    #[command(flatten)]
+    pub append: Append,
     /// Seconds until a guest is ended.
     #[arg(long, default_value_t = 900, value_name = "S")]
     pub timeout: u64,
@@ -68,13 +64,10 @@ pub fn run(
             options.cpus,
             options.boots,
             options.rounds,
-            match options.append.as_str() {
-                "" => String::new(),
-                words => format!(" --append {words:?}"),
-            }
+            append_option(&options.append.words)
         ),
         arch: arch.name.into(),
-        append: options.append.clone(),
+        append: options.append.words.clone(),
         cpus: options.cpus as usize,
         times_emulated: accel.starts_with("tcg"),
         host: format!("{}, {} CPUs", here.cpu_model, here.cpus),
@@ -86,12 +79,13 @@ pub fn run(
             "lazy_tlb={policy} {} LAZY_TLB_ROUNDS={} {}",
             guest::NO_KUNIT,
             options.rounds,
-            options.append
+            options.append.words
         );
-        let append = append.trim_end();
+        let file = facts.file(policy, boot);
+        let log = Path::new("log").join(&file).with_extension("log");
         let guest = Guest {
             smp: options.cpus as usize,
-            append,
+            append: append.trim_end(),
             timeout: limit,
             silence: guest::SILENCE.min(limit),
             ..Guest::of(
@@ -99,7 +93,7 @@ pub fn run(
                 accel.clone(),
                 &image,
                 &initramfs,
-                (project.cache).path(format!("log/perf-{}-{policy}-{boot}.log", arch.name)),
+                project.cache.path(log),
             )
         };
         let report = guest.boot()?;
@@ -124,7 +118,7 @@ pub fn run(
                 format!("the console is in {}", guest.log.display()),
             )
         })?;
-        let path = results::of_this_machine(project)?.join(facts.file(policy, boot));
+        let path = results::of_this_machine(project)?.join(file);
         let text = serde_json::to_string_pretty(&results).context("as JSON")?;
         sh::write_whole(&path, text.as_bytes())?;
         println!("{}", path.display());

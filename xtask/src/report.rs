@@ -96,6 +96,22 @@ impl Recorder {
         self.ended(name, started, result);
     }
 
+    /// Gets what stages cannot do without. That it is there tests nothing yet; that it is not has failed.
+    pub fn need<T>(&mut self, name: &str, get: impl FnOnce() -> Result<T>) -> Option<T> {
+        println!("\n== {name}");
+        let started = Instant::now();
+        match get() {
+            Ok(got) => {
+                println!("== {name}: {} s", started.elapsed().as_secs());
+                Some(got)
+            }
+            Err(error) => {
+                self.ended(name, started, Err(error));
+                None
+            }
+        }
+    }
+
     /// Takes and prints the cases of a stage that ran elsewhere, while others did.
     pub fn ended(&mut self, name: &str, started: Instant, result: Result<Vec<Case>>) {
         let cases = match result {
@@ -170,6 +186,15 @@ mod tests {
         );
         assert_eq!(finished(vec![Case::skipped("a")]), Exit::NoTests);
         assert_eq!(Recorder::default().finish(), Exit::NoTests);
+    }
+
+    #[test]
+    fn what_stages_need_is_no_test_but_fails_one_where_it_is_missing() {
+        let mut recorder = Recorder::default();
+        assert_eq!(recorder.need("setup", || Ok(1)), Some(1));
+        assert_eq!(recorder.finish(), Exit::NoTests);
+        let missing: Option<()> = recorder.need("setup", || anyhow::bail!("missing"));
+        assert_eq!((missing, recorder.finish()), (None, Exit::Failed));
     }
 
     #[test]

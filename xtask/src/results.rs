@@ -15,7 +15,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::arch::{Kind, KINDS};
-use crate::bench::{Group, Record, Setting, CELLS, POLICIES, WORKLOADS};
+use crate::bench::{append_option, Group, Record, Setting, CELLS, POLICIES, WORKLOADS};
 use crate::failure::{fail, Exit};
 use crate::kernelbench;
 use crate::lab::{self, MEASURES};
@@ -526,9 +526,7 @@ fn commands(setting: &Setting, records: &[&Record]) -> Vec<String> {
         if runs > 1 {
             command.push_str(&format!(" --repeat {runs}"));
         }
-        if !setting.append.is_empty() {
-            command.push_str(&format!(" --append '{}'", setting.append));
-        }
+        command.push_str(&append_option(&setting.append));
         format!("`{command}`")
     };
     calls.into_iter().map(command).collect()

@@ -363,16 +363,9 @@ pub fn run(project: &Project, plan: &Plan<'_>) -> Result<Exit> {
         ));
     }
     let mut recorder = Recorder::default();
-    println!("\n== setup");
-    let started = Instant::now();
-    // Without tools and trees nothing below can run. That they are there tests nothing yet.
-    let shop = match project.workshop(plan.skip, &arch::of_kinds(&plan.guests)) {
-        Ok(shop) => Some(shop),
-        Err(error) => {
-            recorder.ended("setup", started, Err(error));
-            None
-        }
-    };
+    let shop = recorder.need("setup", || {
+        project.workshop(plan.skip, &arch::of_kinds(&plan.guests))
+    });
     let recorder = Mutex::new(recorder);
     if let Some(shop) = &shop {
         let kernels = plan.kernels();
