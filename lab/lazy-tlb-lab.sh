@@ -1,9 +1,9 @@
 #!/bin/sh
 # SPDX-License-Identifier: GPL-2.0
 #
-# Runs `perf bench sched lazy-tlb` in all its modes, in turn and again and again, on the kernel that is
-# running, and writes down what it prints and what the kernel counts meanwhile. To be run once on each
-# of the three boots, as root, while the machine has nothing else to do:
+# Runs `perf bench sched lazy-tlb` in all its modes and the kernel's own benchmark, in turn and again and
+# again, on the kernel that is running, and writes down what they print and what the kernel counts meanwhile.
+# To be run once on each of the three boots, as root, while the machine has nothing else to do:
 #
 #   sh lazy-tlb-lab.sh [ROUNDS]
 #
@@ -90,6 +90,17 @@ run() {
 	echo "status $status"
 }
 
+# What the module prints into the kernel's log, after a line of our own; that it does not stay loaded
+# is its way.
+in_kernel() {
+	mark="lazy-tlb-lab.sh $started round $round"
+	echo "<6>$mark" >"$root/dev/kmsg"
+	modprobe -q lazy_tlb_benchmark 2>/dev/null
+	dmesg | awk -v mark="$mark" -v round="$round" '
+		seen && sub(/^.*lazy_tlb_benchmark: /, "") { print "kernel " round " " $0 }
+		index($0, mark) { seen = 1 }'
+}
+
 measure() {
 	echo "begin 1"
 	facts
@@ -101,6 +112,7 @@ measure() {
 		run process --process
 		run flush --flush
 		run exit --exit
+		in_kernel
 		round=$((round + 1))
 	done
 	echo "end"

@@ -53,11 +53,15 @@ module! {
 /// Each time is taken so often, once more to warm up.
 const ROUNDS: usize = 31;
 
-/// Trips of each CPU in a round. Interrupts are disabled meanwhile.
-const TRIPS: u16 = 10_000;
+/// Trips in a round, shared out among the CPUs: those that contend for a cache line take the time of
+/// all together, and interrupts are disabled meanwhile.
+const TRIPS: usize = 10_000;
+
+/// The least trips of each CPU in a round, so that those which begin late do not matter.
+const TRIPS_OF_EACH: usize = 1_000;
 
 /// Mms that are dropped in a round.
-const DROPS: u16 = 8;
+const DROPS: usize = 8;
 
 /// CPUs that have not met after this time are given up, each by the others.
 const PATIENCE: Delta = Delta::from_millis(100);
@@ -99,8 +103,13 @@ impl fmt::Display for Times {
 }
 
 /// Picoseconds for each of `n`.
-fn each(time: Delta, n: u16) -> i64 {
-    time.as_nanos().saturating_mul(1000) / i64::from(n)
+fn each(time: Delta, n: usize) -> i64 {
+    time.as_nanos().saturating_mul(1000) / n as i64
+}
+
+/// Trips of each of `cpus` CPUs in a round.
+fn trips_of_each(cpus: usize) -> usize {
+    (TRIPS / cpus).max(TRIPS_OF_EACH)
 }
 
 /// Makes trips on the calling CPU, once all of `cpus` CPUs have `arrived` here. Returns the time of
@@ -123,11 +132,12 @@ fn trips(
         cpu_relax();
     }
 
+    let trips = trips_of_each(cpus);
     let start = Instant::<Monotonic>::now();
-    for _ in 0..TRIPS {
+    for _ in 0..trips {
         cpu.borrow_and_return(mm);
     }
-    Some(each(start.elapsed(), TRIPS))
+    Some(each(start.elapsed(), trips))
 }
 
 /// Times a trip on as many CPUs at once as are in `mask`: the mean over them.
@@ -152,7 +162,7 @@ fn round_of_trips(mm: &Mm, mask: &LiveCpumask) -> Result<i64> {
 
 /// Times the final drop of an mm that the CPUs in `mask` have been lazy on.
 fn round_of_drops(mask: &LiveCpumask) -> Result<i64> {
-    let mut mms = KVec::<ARef<Mm>>::with_capacity(DROPS.into(), GFP_KERNEL)?;
+    let mut mms = KVec::<ARef<Mm>>::with_capacity(DROPS, GFP_KERNEL)?;
 
     for _ in 0..DROPS {
         let mm = lazy_tlb::new_mm().ok_or(ENOMEM)?;
@@ -181,7 +191,8 @@ fn measure(cpus: usize) -> Result {
     let times = Times::take(|| round_of_trips(&mm, mask)).inspect_err(|_| {
         pr_err!("not all of {cpus} CPUs came in time, try again when the system is idle\n")
     })?;
-    pr_info!("what=trip policy={policy} cpus={cpus} {times} trips={TRIPS}\n");
+    let trips = trips_of_each(cpus);
+    pr_info!("what=trip policy={policy} cpus={cpus} {times} trips={trips}\n");
 
     let times = Times::take(|| round_of_drops(mask))?;
     pr_info!("what=drop policy={policy} cpus={cpus} {times} drops={DROPS}\n");

@@ -81,7 +81,8 @@ pub struct Sample {
 }
 
 impl Sample {
-    fn parse(line: &str, repeat: u32) -> Result<Self> {
+    /// Reads what the kernel prints after its prefix.
+    pub fn parse(line: &str, repeat: u32) -> Result<Self> {
         let line = pairs(line);
         let what = text(&line, "what")?;
         Ok(Sample {
@@ -124,6 +125,54 @@ fn samples(console: &str, policy: &str, repeat: u32) -> Result<Vec<Sample>> {
     Ok(samples)
 }
 
+/// The numbers of CPUs, from the least on.
+fn cpus(samples: &[Sample]) -> Vec<u64> {
+    let cpus: BTreeSet<u64> = samples.iter().map(|sample| sample.cpus).collect();
+    cpus.into_iter().collect()
+}
+
+/// ns, over the boots.
+fn spread(samples: &[Sample], what: &str, policy: &str, cpus: u64) -> Option<Spread> {
+    let of = |s: &&Sample| s.what == what && s.policy == policy && s.cpus == cpus;
+    let ns = |sample: &Sample| sample.ps_median as f64 / 1000.0;
+    Spread::of(samples.iter().filter(of).map(ns).collect())
+}
+
+/// How much longer it takes with all CPUs than with one.
+fn ratio(samples: &[Sample], what: &str, policy: &str) -> Option<f64> {
+    let most = cpus(samples).pop().filter(|&cpus| cpus > 1)?;
+    Some(spread(samples, what, policy, most)?.median / spread(samples, what, policy, 1)?.median)
+}
+
+/// A row for each number of CPUs, a column for each policy; empty where nothing is known. `first`
+/// says of what the medians are.
+pub fn table(samples: &[Sample], first: &str) -> String {
+    let mut table = Table::new();
+    table.load_preset(comfy_table::presets::ASCII_MARKDOWN);
+    table.set_header([first].into_iter().chain(POLICIES));
+    let cpus = cpus(samples);
+    for (what, name) in TIMED {
+        for &cpus in &cpus {
+            let s = if cpus == 1 { "" } else { "s" };
+            let cells = POLICIES.map(|policy| {
+                let spread = spread(samples, what, policy, cpus);
+                spread.map_or("missing".into(), |spread| spread.shown())
+            });
+            table.add_row([format!("{name}, {cpus} CPU{s}")].into_iter().chain(cells));
+        }
+        let cells = POLICIES.map(|policy| {
+            let ratio = ratio(samples, what, policy);
+            ratio.map_or("missing".into(), |ratio| format!("{ratio:.2}"))
+        });
+        let name = format!("{name}, {} CPUs / 1 CPU", cpus.last().unwrap_or(&1));
+        table.add_row([name].into_iter().chain(cells));
+    }
+    for column in table.column_iter_mut().skip(1) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    table.to_string()
+}
+
 impl Results {
     /// What the file is called.
     pub fn file(&self) -> String {
@@ -142,52 +191,8 @@ impl Results {
         }
     }
 
-    /// The numbers of CPUs, from the least on.
-    pub fn cpus(&self) -> Vec<u64> {
-        let cpus: BTreeSet<u64> = self.samples.iter().map(|sample| sample.cpus).collect();
-        cpus.into_iter().collect()
-    }
-
-    /// ns, over the boots.
-    pub fn spread(&self, what: &str, policy: &str, cpus: u64) -> Option<Spread> {
-        let of = |s: &&Sample| s.what == what && s.policy == policy && s.cpus == cpus;
-        let ns = |sample: &Sample| sample.ps_median as f64 / 1000.0;
-        Spread::of(self.samples.iter().filter(of).map(ns).collect())
-    }
-
-    /// How much longer it takes with all CPUs than with one.
-    pub fn ratio(&self, what: &str, policy: &str) -> Option<f64> {
-        let most = self.cpus().pop().filter(|&cpus| cpus > 1)?;
-        Some(self.spread(what, policy, most)?.median / self.spread(what, policy, 1)?.median)
-    }
-
-    /// A row for each number of CPUs, a column for each policy; empty where nothing is known.
-    pub fn table(&self) -> String {
-        let mut table = Table::new();
-        table.load_preset(comfy_table::presets::ASCII_MARKDOWN);
-        let first = "ns, median (min..max) of the boots' medians";
-        table.set_header([first].into_iter().chain(POLICIES));
-        let cpus = self.cpus();
-        for (what, name) in TIMED {
-            for &cpus in &cpus {
-                let s = if cpus == 1 { "" } else { "s" };
-                let cells = POLICIES.map(|policy| {
-                    let spread = self.spread(what, policy, cpus);
-                    spread.map_or("missing".into(), |spread| spread.shown())
-                });
-                table.add_row([format!("{name}, {cpus} CPU{s}")].into_iter().chain(cells));
-            }
-            let cells = POLICIES.map(|policy| {
-                let ratio = self.ratio(what, policy);
-                ratio.map_or("missing".into(), |ratio| format!("{ratio:.2}"))
-            });
-            let name = format!("{name}, {} CPUs / 1 CPU", cpus.last().unwrap_or(&1));
-            table.add_row([name].into_iter().chain(cells));
-        }
-        for column in table.column_iter_mut().skip(1) {
-            column.set_cell_alignment(CellAlignment::Right);
-        }
-        table.to_string()
+    fn table(&self) -> String {
+        table(&self.samples, "ns, median (min..max) of the boots' medians")
     }
 
     /// Its part of the report.

@@ -18,6 +18,7 @@ use crate::arch::{self, Arch};
 use crate::bench::{in_a_name, Counted, COUNTER};
 use crate::failure::{fail, Exit};
 use crate::kbuild::{self, Build};
+use crate::kernelbench;
 use crate::model::Spread;
 use crate::project::Project;
 use crate::results::Machine;
@@ -157,6 +158,8 @@ fn check_config(config: &str, refused: &[String]) -> Result<()> {
              arm64, s390, powerpc book3s64)"
                 .into(),
         );
+    } else if !on(&"MODULES") {
+        remedies.push("MODULES=y, for the kernel's own benchmark is a module".into());
     } else {
         remedies.push("see their `depends on` lines, in arch/Kconfig and lib/Kconfig.debug".into());
     }
@@ -337,6 +340,12 @@ pub struct Results {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub guest: Option<Guest>,
     pub runs: Vec<Run>,
+    /// What the kernel's own benchmark printed, each time that it was loaded.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub kernel: Vec<kernelbench::Sample>,
+    /// What it said besides.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub kernel_said: Vec<String>,
 }
 
 /// A guest that stood in for a machine.
@@ -477,7 +486,7 @@ fn runs(lines: &[&str], policy: &str) -> Result<Vec<Run>> {
         let (kind, rest) = line.split_once(' ').unwrap_or((line, ""));
         let run = runs.last_mut().context("no call of perf has begun");
         match kind {
-            "fact" | "cpuinfo" => (),
+            "fact" | "cpuinfo" | "kernel" => (),
             "run" => runs.push(Run::parse(rest)?),
             "before" | "after" => run?.count(rest, kind == "after")?,
             "perf" => run?.take(rest, policy)?,
@@ -495,6 +504,28 @@ fn runs(lines: &[&str], policy: &str) -> Result<Vec<Run>> {
             .map_or(String::new(), |run| run.said.join(" / "))
     );
     Ok(runs)
+}
+
+/// What the kernel's own benchmark measured on one boot, and what it said besides.
+fn in_kernel(lines: &[&str], policy: &str) -> Result<(Vec<kernelbench::Sample>, Vec<String>)> {
+    let (mut samples, mut said) = (Vec::new(), Vec::new());
+    for line in lines {
+        let (round, rest) = line.split_once(' ').unwrap_or((line, ""));
+        let round = round.parse().context("a round is a number")?;
+        if !rest.starts_with("what=") {
+            said.push(rest.to_owned());
+            continue;
+        }
+        let sample = kernelbench::Sample::parse(rest, round)
+            .with_context(|| format!("`kernel {line}` is damaged"))?;
+        ensure!(
+            sample.policy == policy,
+            "the kernel's benchmark saw the policy {}, and the script {policy}",
+            sample.policy
+        );
+        samples.push(sample);
+    }
+    Ok((samples, said))
 }
 
 impl Results {
@@ -559,6 +590,7 @@ impl Results {
             other => other.to_owned(),
         };
         let runs = runs(lines, &policy)?;
+        let (kernel, kernel_said) = in_kernel(&after("kernel"), &policy)?;
         Ok(Results {
             machine: Machine::parse(&after("cpuinfo").join("\n"), &arch, &fact("release")?),
             version: fact("version")?,
@@ -572,6 +604,8 @@ impl Results {
             policy,
             guest: None,
             runs,
+            kernel,
+            kernel_said,
         })
     }
 
@@ -723,6 +757,13 @@ fn import(project: &Project, files: &[PathBuf]) -> Result<()> {
                 first.said.join(" / ")
             );
         }
+        if results.kernel.is_empty() {
+            let said = match results.kernel_said.first() {
+                Some(said) => format!("it said: {said}"),
+                None => "was the module lazy_tlb_benchmark installed?".into(),
+            };
+            println!("warning: the kernel's own benchmark measured nothing; {said}");
+        }
     }
     println!("now `cargo xtask report` has them");
     Ok(())
@@ -741,6 +782,13 @@ pub mod tests {
     const EXIT: &str = "policy POLICY\n\
         repeat 1 lazy exits 500 p50_ns 150000 p99_ns 4200000 max_ns 5100000\n\
         repeat 1 alone exits 500 p50_ns 146000 p99_ns 4300000 max_ns 5000000\n";
+
+    /// What the kernel's own benchmark prints on two CPUs.
+    const KERNEL: &str = "\
+        what=trip policy=POLICY cpus=1 rounds=31 ps_median=6000 ps_min=5900 ps_max=7000 trips=10000\n\
+        what=drop policy=POLICY cpus=1 rounds=31 ps_median=9000 ps_min=8000 ps_max=9900 drops=8\n\
+        what=trip policy=POLICY cpus=2 rounds=31 ps_median=6100 ps_min=5900 ps_max=7000 trips=5000\n\
+        not all of 4 CPUs came in time, try again when the system is idle\n";
 
     /// What the script writes on a boot, with two rounds of two modes.
     fn raw(policy: &str) -> String {
@@ -770,6 +818,8 @@ pub mod tests {
                 lines.push(format!("after lazy_tlb_ipis {ipis}"));
                 lines.push("status 0".into());
             }
+            let output = KERNEL.replace("POLICY", policy);
+            lines.extend(output.lines().map(|line| format!("kernel {round} {line}")));
         }
         lines.push("end".into());
         let line = |line: &String| format!("{PREFIX}{line}\n");
@@ -806,6 +856,12 @@ pub mod tests {
         let (spread, count) = MEASURES[4].spread(&both).unwrap();
         assert_eq!((spread.median, count), (150.0, 4));
         assert!(MEASURES[1].spread(&both).is_none(), "no run with futexes");
+        assert_eq!(results.kernel.len(), 6);
+        assert_eq!(
+            (results.kernel[5].repeat, results.kernel[5].times),
+            (2, 5000)
+        );
+        assert!(results.kernel_said[1].starts_with("not all of 4"));
         let text = serde_json::to_string(&results).unwrap();
         let read: Results = serde_json::from_str(&text).unwrap();
         assert_eq!(serde_json::to_string(&read).unwrap(), text);
@@ -848,6 +904,10 @@ pub mod tests {
         assert!(refusal(&asked).contains("lazy_tlb=defered"));
         let seen = raw("defer").replace("perf policy defer", "perf policy shootdown");
         assert!(refusal(&seen).contains("perf saw the policy shootdown"));
+        let seen = raw("defer").replace("trip policy=defer", "trip policy=shootdown");
+        assert!(refusal(&seen).contains("benchmark saw the policy shootdown"));
+        let cut = raw("defer").replace(" trips=10000", "");
+        assert!(refusal(&cut).contains("damaged"));
     }
 
     #[test]
@@ -895,6 +955,8 @@ pub mod tests {
         assert!(!check(btf).contains("BTF"));
         assert!(check(&format!("{btf}CONFIG_LTO=y\n")).contains("!LTO"));
         assert!(check("CONFIG_RUST=y\n").contains("ARCH_SUPPORTS_MMU_LAZY_TLB_SHOOTDOWN"));
+        let option = "CONFIG_RUST=y\nCONFIG_MMU_LAZY_TLB_SHOOTDOWN=y\n";
+        assert!(check(option).contains("MODULES=y"));
         check_config("", &[]).unwrap();
     }
 
@@ -963,6 +1025,19 @@ pub mod tests {
         put("proc/loadavg", "0.00 0.00 0.00 1/9 9\n");
         put("sys/kernel/debug/lazy_tlb/policy", "defer\n");
         put("bin/id", &format!("#!/bin/sh\necho {user}\n"));
+        // A log that has what the module said before, which is of no matter.
+        let old = "[    1.0] lazy_tlb_benchmark: what=old\n";
+        put("dev/kmsg", "");
+        put("bin/dmesg", "#!/bin/sh\nexec cat \"$LAZY_TLB_ROOT/log\"\n");
+        put("log", old);
+        put(
+            "bin/modprobe",
+            &format!(
+                "#!/bin/sh\ncd \"$LAZY_TLB_ROOT\" && cat dev/kmsg >>log && printf '{}' |\n\
+                 sed 's/^/[    2.0][    T1] lazy_tlb_benchmark: /' >>log\nexit 1\n",
+                KERNEL.replace("POLICY", "defer").replace('\n', "\\n")
+            ),
+        );
         let perf = format!(
             "#!/bin/sh\ncase \"$*\" in\n'bench sched') echo '  lazy-tlb: x' ;;\n\
              'bench -f simple sched lazy-tlb -i 1 --exit') printf '{}' ;;\n*) printf '{}' ;;\nesac\n",
@@ -1006,6 +1081,7 @@ pub mod tests {
             "perf bench -f simple sched lazy-tlb -i 1 --exit"
         );
         assert_eq!(counted(&[&results], "final_drops"), Some(0));
+        assert_eq!((results.kernel.len(), results.kernel_said.len()), (6, 2));
         let (_, count) = MEASURES[7].spread(&[&results]).unwrap();
         assert_eq!(count, 2);
     }
