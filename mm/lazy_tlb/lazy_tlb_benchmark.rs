@@ -7,6 +7,9 @@
 //!   all with the same mm. Whatever CPUs share shows in how much longer it takes on many.
 //! - A *drop* is the last `mmdrop()` of an mm that CPUs have been lazy on, but are not any more. It
 //!   is timed for one such CPU, two, four, and so on.
+//! - A *call* is a cross-call that does nothing, to as many CPUs, and the wait for them: what a
+//!   drop pays besides under `lazy_tlb=shootdown` if they are lazy. The calling CPU, if it is one
+//!   of them, is not interrupted.
 //!
 //! Nothing is switched: neither the scheduler nor a TLB flush is part of the times. They are
 //! printed to the kernel log when the module is loaded, after which it goes away again.
@@ -53,8 +56,8 @@ module! {
 /// Each time is taken so often, once more to warm up.
 const ROUNDS: usize = 31;
 
-/// Trips in a round, shared out among the CPUs: those that contend for a cache line take the time of
-/// all together, and interrupts are disabled meanwhile.
+/// Trips in a round, shared out among the CPUs: those that contend for a cache line take the time
+/// of all together, and interrupts are disabled meanwhile.
 const TRIPS: usize = 10_000;
 
 /// The least trips of each CPU in a round, so that those which begin late do not matter.
@@ -62,6 +65,9 @@ const TRIPS_OF_EACH: usize = 1_000;
 
 /// Mms that are dropped in a round.
 const DROPS: usize = 8;
+
+/// Cross-calls in a round.
+const CALLS: usize = 16;
 
 /// CPUs that have not met after this time are given up, each by the others.
 const PATIENCE: Delta = Delta::from_millis(100);
@@ -177,6 +183,15 @@ fn round_of_drops(mask: &LiveCpumask) -> Result<i64> {
     Ok(each(start.elapsed(), DROPS))
 }
 
+/// Times a cross-call to the CPUs in `mask`.
+fn round_of_calls(mask: &LiveCpumask) -> Result<i64> {
+    let start = Instant::<Monotonic>::now();
+    for _ in 0..CALLS {
+        smp::on_each_cpu_mask(mask, |_| ());
+    }
+    Ok(each(start.elapsed(), CALLS))
+}
+
 /// Times everything on the first `cpus` CPUs.
 fn measure(cpus: usize) -> Result {
     let policy = lazy_tlb::policy_name();
@@ -196,6 +211,9 @@ fn measure(cpus: usize) -> Result {
 
     let times = Times::take(|| round_of_drops(mask))?;
     pr_info!("what=drop policy={policy} cpus={cpus} {times} drops={DROPS}\n");
+
+    let times = Times::take(|| round_of_calls(mask))?;
+    pr_info!("what=call policy={policy} cpus={cpus} {times} calls={CALLS}\n");
     Ok(())
 }
 

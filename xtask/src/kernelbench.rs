@@ -29,7 +29,11 @@ const PREFIX: &str = "lazy_tlb_benchmark: ";
 /// How the names of its files begin.
 pub const FILES: &str = "kernel-";
 /// What is timed, and how it is called.
-const TIMED: [(&str, &str); 2] = [("trip", "borrow and give back"), ("drop", "final drop")];
+const TIMED: [(&str, &str); 3] = [
+    ("trip", "borrow and give back"),
+    ("drop", "final drop"),
+    ("call", "cross-call"),
+];
 
 /// What is measured.
 #[derive(Args, Clone)]
@@ -69,11 +73,11 @@ pub struct Sample {
     /// From 1.
     pub repeat: u32,
     pub policy: String,
-    /// `trip` or `drop`.
+    /// `trip`, `drop` or `call`.
     pub what: String,
     pub cpus: u64,
     pub rounds: u64,
-    /// Trips of each CPU, or drops, in a round.
+    /// Trips of each CPU, drops or calls in a round.
     pub times: u64,
     pub ps_median: u64,
     pub ps_min: u64,
@@ -111,8 +115,8 @@ fn samples(console: &str, policy: &str, repeat: u32) -> Result<Vec<Sample>> {
     for (what, _) in TIMED {
         ensure!(
             samples.iter().any(|sample| sample.what == what),
-            "the kernel did not time a {what}: only that of um has CONFIG_LAZY_TLB_BENCHMARK, \
-             unless you put it into a fragment in configs/"
+            "the kernel did not time a {what}: CONFIG_LAZY_TLB_BENCHMARK is in that of um and in \
+             `--variant bench`"
         );
     }
     for sample in &samples {
@@ -308,6 +312,7 @@ pub mod tests {
     const CONSOLE: &str = "\
 [    0.200000] lazy_tlb_benchmark: what=trip policy=refcount cpus=1 rounds=31 ps_median=6000 ps_min=5900 ps_max=7000 trips=10000
 [    0.300000] lazy_tlb_benchmark: what=drop policy=refcount cpus=1 rounds=31 ps_median=500000 ps_min=400000 ps_max=900000 drops=8
+[    0.350000] lazy_tlb_benchmark: what=call policy=refcount cpus=1 rounds=31 ps_median=50000 ps_min=40000 ps_max=90000 calls=16
 [    0.400000] lazy_tlb_benchmark: what=trip policy=refcount cpus=2 rounds=31 ps_median=42000 ps_min=5900 ps_max=70000 trips=10000
 [    0.500000] lazy_tlb_benchmark: what=drop policy=refcount cpus=2 rounds=31 ps_median=550000 ps_min=400000 ps_max=900000 drops=8
 lazy-tlb-bench: what=setup policy=refcount workload=build seed=1 kernel=7.3.4
@@ -332,12 +337,13 @@ lazy-tlb-bench: what=setup policy=refcount workload=build seed=1 kernel=7.3.4
     #[test]
     fn every_line_is_a_sample() {
         let all = samples(CONSOLE, "refcount", 3).unwrap();
-        assert_eq!(all.len(), 4);
+        assert_eq!(all.len(), 5);
+        assert_eq!((all[2].what.as_str(), all[2].times), ("call", 16));
         assert_eq!(
-            (all[2].cpus, all[2].ps_median, all[2].times),
+            (all[3].cpus, all[3].ps_median, all[3].times),
             (2, 42000, 10000)
         );
-        assert_eq!((all[3].what.as_str(), all[3].times), ("drop", 8));
+        assert_eq!((all[4].what.as_str(), all[4].times), ("drop", 8));
     }
 
     #[test]
