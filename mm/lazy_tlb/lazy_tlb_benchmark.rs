@@ -114,8 +114,11 @@ fn each(time: Delta, n: usize) -> i64 {
 }
 
 /// Trips of each of `cpus` CPUs in a round.
+// Not with `/`: objtool does not know that the panic of a division by zero never returns.
 fn trips_of_each(cpus: usize) -> usize {
-    (TRIPS / cpus).max(TRIPS_OF_EACH)
+    TRIPS
+        .checked_div(cpus)
+        .map_or(TRIPS, |n| n.max(TRIPS_OF_EACH))
 }
 
 /// Makes trips on the calling CPU, once all of `cpus` CPUs have `arrived` here. Returns the time of
@@ -163,7 +166,7 @@ fn round_of_trips(mm: &Mm, mask: &LiveCpumask) -> Result<i64> {
     if finished.load(Relaxed) != cpus {
         return Err(EBUSY);
     }
-    Ok(sum.load(Relaxed) / cpus as i64)
+    sum.load(Relaxed).checked_div(cpus as i64).ok_or(EBUSY)
 }
 
 /// Times the final drop of an mm that the CPUs in `mask` have been lazy on.

@@ -86,7 +86,7 @@ fn cases(shop: &Workshop<'_>, arch: &'static Arch, docs: bool) -> Result<Vec<Cas
         },
         Check {
             name: "clippy",
-            program: Some(("clippy-driver", "clippy")),
+            program: Some(("clippy-driver", "rust-web-clippy, or clippy by rustup")),
             words: words(&["CLIPPY=1", &format!("CLIPPY_DRIVER={}", driver.display())]),
             targets: words(&["rust/kernel.o", "mm/lazy_tlb/"]),
         },
@@ -101,7 +101,8 @@ fn cases(shop: &Workshop<'_>, arch: &'static Arch, docs: bool) -> Result<Vec<Cas
         checks.push(Check {
             name: "htmldocs",
             program: Some(("sphinx-build", "python3-sphinx")),
-            words: words(&[&format!("SPHINXDIRS={PAGES}")]),
+            // Documentation/Makefile has a variable of that name itself, and means something else by it.
+            words: words(&["RUSTDOC=", &format!("SPHINXDIRS={PAGES}")]),
             targets: words(&["htmldocs"]),
         });
     }
