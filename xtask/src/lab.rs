@@ -354,6 +354,9 @@ pub struct Guest {
     /// How to measure it again, all policies.
     pub command: String,
     pub arch: String,
+    /// How its kernel was built.
+    #[serde(default = "usual")]
+    pub variant: String,
     /// More words of its command line.
     pub append: String,
     pub cpus: usize,
@@ -361,6 +364,11 @@ pub struct Guest {
     pub times_emulated: bool,
     /// What it ran on.
     pub host: String,
+}
+
+/// The variant of results that do not name one.
+fn usual() -> String {
+    "default".into()
 }
 
 /// One call of perf.
@@ -635,11 +643,15 @@ impl Guest {
     /// The name of the file about one boot of it, by number; it takes the place of an older one.
     pub fn file(&self, policy: &str, boot: u32) -> String {
         let Guest { arch, cpus, .. } = self;
+        let variant = match self.variant.as_str() {
+            "default" => String::new(),
+            variant => format!("{variant}-"),
+        };
         let append = match self.append.as_str() {
             "" => String::new(),
             words => format!("{}-", in_a_name(words)),
         };
-        format!("{FILES}guest-{arch}-{cpus}-{append}{policy}-{boot}.json")
+        format!("{FILES}guest-{arch}-{cpus}-{variant}{append}{policy}-{boot}.json")
     }
 }
 

@@ -67,6 +67,7 @@ pub fn run(
             append_option(&options.append.words)
         ),
         arch: arch.name.into(),
+        variant: build.variant.into(),
         append: options.append.words.clone(),
         cpus: options.cpus as usize,
         times_emulated: accel.starts_with("tcg"),

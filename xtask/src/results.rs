@@ -552,8 +552,12 @@ fn perf_section(setting: &lab::Setting, boots: &Boots<'_>, plot: &str) -> String
             "" => String::new(),
             words => format!(", `{words}`"),
         };
+        let variant = match guest.variant.as_str() {
+            "default" => String::new(),
+            variant => format!(", variant {variant}"),
+        };
         text = format!(
-            "\n### Guest {}{append}, {} CPUs\n\n",
+            "\n### Guest {}{variant}{append}, {} CPUs\n\n",
             guest.arch, guest.cpus
         );
         emulated = guest.times_emulated;
@@ -1110,13 +1114,14 @@ mod tests {
         guest.guest = Some(lab::Guest {
             command: command.into(),
             arch: "arm64".into(),
+            variant: "test".into(),
             append: "nosmt quiet".into(),
             cpus: 4,
             times_emulated: true,
             host: "Some CPU, 2 CPUs".into(),
         });
         let name = guest.guest.as_ref().unwrap().file("defer", 2);
-        assert_eq!(name, "perf-guest-arm64-4-nosmt-quiet-defer-2.json");
+        assert_eq!(name, "perf-guest-arm64-4-test-nosmt-quiet-defer-2.json");
         let machine = lab::tests::example("defer");
         let files = [(name, &guest), (machine.file(), &machine)]
             .map(|(name, results)| (name, serde_json::to_string(results).unwrap()));
@@ -1125,7 +1130,7 @@ mod tests {
         assert_eq!(report.matches("\n### ").count(), 2, "{report}");
         assert_eq!(report.matches("**Emulated:**").count(), 1, "{report}");
         for words in [
-            "### Guest arm64, `nosmt quiet`, 4 CPUs\n".to_owned(),
+            "### Guest arm64, variant test, `nosmt quiet`, 4 CPUs\n".to_owned(),
             format!("- perf bench of refcount: `{command}`"),
         ] {
             assert!(report.contains(&words), "{words}: {report}");
