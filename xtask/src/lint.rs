@@ -35,6 +35,9 @@ pub struct Options {
     /// Leave out `make rustdoc` and `make htmldocs`.
     #[arg(long)]
     without_docs: bool,
+    /// Write every case to FILE.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
 }
 
 /// A run of make, and the program that it needs besides the usual tools.
@@ -55,6 +58,9 @@ pub fn run(project: &Project, options: &Options) -> Result<Exit> {
             let docs = !options.without_docs && arch.name == "x86_64";
             cases(&shop, arch, docs)
         });
+    }
+    if let Some(path) = &options.json {
+        recorder.write_json(path)?;
     }
     Ok(recorder.finish())
 }
