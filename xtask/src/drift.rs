@@ -11,7 +11,7 @@ use std::process::{Command, Output};
 
 use anyhow::{ensure, Context, Result};
 use clap::Args;
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use sha2::{Digest, Sha256};
 
 use crate::apt::{version_key, Suites};
@@ -68,8 +68,8 @@ struct Outcome {
     linux: String,
     from: &'static str,
     patches: Vec<Tried>,
-    /// Why it could not be tried.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    /// Why it could not be tried. The rest of it is the end of a log, with paths of this machine.
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "first_line")]
     error: Option<String>,
 }
 
@@ -82,6 +82,14 @@ impl Outcome {
     fn is_broken(&self) -> bool {
         self.count(Fit::Conflict) != 0 && version_key(&self.linux) >= version_key(base::SERIES)
     }
+}
+
+fn first_line<S: Serializer>(
+    error: &Option<String>,
+    serializer: S,
+) -> std::result::Result<S::Ok, S::Error> {
+    let line = error.as_deref().and_then(|error| error.lines().next());
+    serializer.serialize_some(&line)
 }
 
 /// Tries the kernels; the last line printed counts them.
@@ -145,8 +153,9 @@ pub fn run(project: &Project, options: &Options) -> Result<Exit> {
     println!("\n{}\n", table(&outcomes));
     let broken = outcomes.iter().filter(|o| o.is_broken()).count();
     println!(
-        "{} kernels, {broken} that the series does not apply to",
-        outcomes.len()
+        "{} kernels; from {} on, {broken} that the series does not apply to",
+        outcomes.len(),
+        base::SERIES
     );
     Ok(match (outcomes.is_empty(), broken) {
         (true, _) => Exit::NoTests,
