@@ -7,9 +7,9 @@
 //!   all with the same mm. Whatever CPUs share shows in how much longer it takes on many.
 //! - A *drop* is the last `mmdrop()` of an mm that CPUs have been lazy on, but are not any more. It
 //!   is timed for one such CPU, two, four, and so on.
-//! - A *call* is a cross-call that does nothing, to as many CPUs, and the wait for them: what a
-//!   drop pays besides under `lazy_tlb=shootdown` if they are lazy. The calling CPU, if it is one
-//!   of them, is not interrupted.
+//! - A *call* is a cross-call that does nothing, to as many CPUs, which have had time to go idle,
+//!   and the wait for them: what a drop pays besides under `lazy_tlb=shootdown` if they are lazy.
+//!   The calling CPU, if it is one of them, is not interrupted.
 //!
 //! Nothing is switched: neither the scheduler nor a TLB flush is part of the times. They are
 //! printed to the kernel log when the module is loaded, after which it goes away again.
@@ -39,6 +39,7 @@ use kernel::{
         }, //
     },
     time::{
+        delay::fsleep,
         Delta,
         Instant,
         Monotonic, //
@@ -67,7 +68,10 @@ const TRIPS_OF_EACH: usize = 1_000;
 const DROPS: usize = 8;
 
 /// Cross-calls in a round.
-const CALLS: usize = 16;
+const CALLS: usize = 8;
+
+/// The time that CPUs have to go idle before each of them.
+const IDLE: Delta = Delta::from_millis(1);
 
 /// CPUs that have not met after this time are given up, each by the others.
 const PATIENCE: Delta = Delta::from_millis(100);
@@ -188,11 +192,16 @@ fn round_of_drops(mask: &LiveCpumask) -> Result<i64> {
 
 /// Times a cross-call to the CPUs in `mask`.
 fn round_of_calls(mask: &LiveCpumask) -> Result<i64> {
-    let start = Instant::<Monotonic>::now();
+    let mut sum = Delta::ZERO;
+
     for _ in 0..CALLS {
+        fsleep(IDLE);
+
+        let start = Instant::<Monotonic>::now();
         smp::on_each_cpu_mask(mask, |_| ());
+        sum += start.elapsed();
     }
-    Ok(each(start.elapsed(), CALLS))
+    Ok(each(sum, CALLS))
 }
 
 /// Times everything on the first `cpus` CPUs.
