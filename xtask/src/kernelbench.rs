@@ -116,7 +116,7 @@ fn samples(console: &str, policy: &str, repeat: u32) -> Result<Vec<Sample>> {
         ensure!(
             samples.iter().any(|sample| sample.what == what),
             "the kernel did not time a {what}: CONFIG_LAZY_TLB_BENCHMARK is in that of um and in \
-             `--variant bench`"
+             `--variant timed`"
         );
     }
     for sample in &samples {
