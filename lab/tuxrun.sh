@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: GPL-2.0
 #
 # The three boots under tuxrun, in QEMU: a rehearsal of a fleet's job. Its counts mean something; where
-# QEMU emulates the CPU, its times do not.
+# QEMU emulates the CPU, its times do not. QEMU 7.2 lets the guest crash in the selftest torture, after the
+# measurement (CAVEATS.md says why).
 #
 #   cargo xtask lab --config FILE --format tar --out DIR
 #   sh lab/tuxrun.sh DIR [DEVICE [IMAGE]]
