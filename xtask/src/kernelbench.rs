@@ -85,8 +85,19 @@ pub struct Sample {
 }
 
 impl Sample {
-    /// Reads what the kernel prints after its prefix.
-    pub fn parse(line: &str, repeat: u32) -> Result<Self> {
+    /// Reads what the kernel prints after its prefix, under `policy`.
+    pub fn parse(line: &str, repeat: u32, policy: &str) -> Result<Self> {
+        let sample = Self::fields(line, repeat)
+            .with_context(|| format!("`{line}` of the kernel's benchmark is damaged"))?;
+        ensure!(
+            sample.policy == policy,
+            "the kernel's benchmark saw the policy {}, asked was {policy}",
+            sample.policy
+        );
+        Ok(sample)
+    }
+
+    fn fields(line: &str, repeat: u32) -> Result<Self> {
         let line = pairs(line);
         let what = text(&line, "what")?;
         Ok(Sample {
@@ -107,23 +118,13 @@ impl Sample {
 fn samples(console: &str, policy: &str, repeat: u32) -> Result<Vec<Sample>> {
     let console = console::without_stamps(console);
     let lines = console.lines().filter_map(|line| line.strip_prefix(PREFIX));
-    let samples = lines.map(|line| {
-        let sample = Sample::parse(line, repeat);
-        sample.with_context(|| format!("the benchmark said: {line}"))
-    });
+    let samples = lines.map(|line| Sample::parse(line, repeat, policy));
     let samples: Vec<Sample> = samples.collect::<Result<_>>()?;
     for (what, _) in TIMED {
         ensure!(
             samples.iter().any(|sample| sample.what == what),
             "the kernel did not time a {what}: CONFIG_LAZY_TLB_BENCHMARK is in that of um and in \
              `--variant timed`"
-        );
-    }
-    for sample in &samples {
-        let got = &sample.policy;
-        ensure!(
-            got == policy,
-            "the guest's policy is {got}, asked was {policy}"
         );
     }
     Ok(samples)

@@ -545,8 +545,11 @@ fn perf_section(setting: &lab::Setting, boots: &Boots<'_>, plot: &str) -> String
     let columns = columns(boots);
     let mut text = format!("\n### Linux {}\n\n", setting.release);
     let first = columns.iter().find_map(|(_, boots)| boots.first());
-    // A machine of somebody's who tried the script in QEMU says it by its name, where it is x86.
-    let mut emulated = first.is_some_and(|boot| boot.machine.cpu_model.contains("QEMU TCG"));
+    let emulated = match &setting.guest {
+        Some(guest) => guest.times_emulated,
+        // Where somebody tried the script in QEMU, the CPU's name says so on x86.
+        None => first.is_some_and(|boot| boot.machine.cpu_model.contains("QEMU TCG")),
+    };
     if let Some(guest) = &setting.guest {
         let append = match guest.append.as_str() {
             "" => String::new(),
@@ -560,7 +563,6 @@ fn perf_section(setting: &lab::Setting, boots: &Boots<'_>, plot: &str) -> String
             "\n### Guest {}{variant}{append}, {} CPUs\n\n",
             guest.arch, guest.cpus
         );
-        emulated = guest.times_emulated;
         text.push_str(&format!(
             "On {}; again: `{}`\n\n",
             guest.host, guest.command
