@@ -4,7 +4,8 @@
  * lab/lazy-tlb-lab.sh does on a real machine, and reports it in the same form,
  * for there is no shell here. perf is in the initramfs.
  *
- * On the kernel command line: LAZY_TLB_ROUNDS (3), how often each mode is run.
+ * On the kernel command line: LAZY_TLB_ROUNDS (3), how often each mode is run;
+ * LAZY_TLB_TRACE=1 instead, to trace exits on a kernel that can.
  */
 #include "common.h"
 
@@ -97,6 +98,66 @@ static void run(long round, const char *mode, const char *option)
 		guest_status = 1;
 }
 
+#define TRACING	"/sys/kernel/tracing/"
+
+/* Each with the events of it that are of use, if not all. The buffer has room for some hundred exits. */
+static const char *const events[][2] = {
+	{ "syscalls/sys_enter_exit_group" },
+	{ "syscalls/sys_exit_wait4" },
+	{ "sched/sched_waking", "comm ~ \"sched-lazy*\"" },
+	{ "sched/sched_switch", "next_comm ~ \"sched-lazy*\"" },
+	{ "csd/csd_queue_cpu" },
+	{ "csd/csd_function_entry" },
+	{ "csd/csd_function_exit" },
+	{ "lazy_tlb/lazy_tlb_final_drop" },
+};
+
+static void trace_write(const char *file, const char *text)
+{
+	char path[128];
+
+	snprintf(path, sizeof(path), TRACING "%s", file);
+	if (!lazy_write_file(path, text))
+		guest_problem("writing %s to %s: %s", text, path, strerror(errno));
+}
+
+static void trace_event(const char *event, const char *filter)
+{
+	char file[64];
+
+	if (filter) {
+		snprintf(file, sizeof(file), "events/%s/filter", event);
+		trace_write(file, filter);
+	}
+	snprintf(file, sizeof(file), "events/%s/enable", event);
+	trace_write(file, "1");
+}
+
+/* Exits without trace events, as many with them, and the events. */
+static void trace_exits(void)
+{
+	char line[1024];
+	FILE *file;
+	size_t i;
+
+	run(1, "exit", "--exit");
+	guest_mount("tracefs", "/sys/kernel/tracing");
+	/* One for all CPUs. */
+	trace_write("trace_clock", "mono");
+	for (i = 0; i < sizeof(events) / sizeof(*events); i++)
+		trace_event(events[i][0], events[i][1]);
+	run(2, "exit", "--exit");
+	trace_write("tracing_on", "0");
+	file = fopen(TRACING "trace", "r");
+	if (!file)
+		guest_problem(TRACING "trace: %s", strerror(errno));
+	while (file && fgets(line, sizeof(line), file))
+		fputs(line, stdout);
+	fflush(stdout);
+	if (file)
+		fclose(file);
+}
+
 int main(void)
 {
 	long rounds = lazy_env("LAZY_TLB_ROUNDS", 3);
@@ -110,6 +171,10 @@ int main(void)
 	}
 	guest_line(LAB "begin 1");
 	facts(policy);
+	if (lazy_env("LAZY_TLB_TRACE", 0)) {
+		trace_exits();
+		rounds = 0;
+	}
 	for (round = 1; round <= rounds; round++) {
 		run(round, "threads", NULL);
 		run(round, "futex", "--futex");

@@ -115,7 +115,7 @@ impl Sample {
 }
 
 /// What a guest under `policy` said; an error is a guest that did not measure everything.
-fn samples(console: &str, policy: &str, repeat: u32) -> Result<Vec<Sample>> {
+pub fn samples(console: &str, policy: &str, repeat: u32) -> Result<Vec<Sample>> {
     let console = console::without_stamps(console);
     let lines = console.lines().filter_map(|line| line.strip_prefix(PREFIX));
     let samples = lines.map(|line| Sample::parse(line, repeat, policy));
@@ -124,7 +124,7 @@ fn samples(console: &str, policy: &str, repeat: u32) -> Result<Vec<Sample>> {
         ensure!(
             samples.iter().any(|sample| sample.what == what),
             "the kernel did not time a {what}: CONFIG_LAZY_TLB_BENCHMARK is in that of um and in \
-             `--variant timed`"
+             `--variant traced`"
         );
     }
     Ok(samples)

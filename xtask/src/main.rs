@@ -12,6 +12,7 @@ mod compare;
 mod console;
 mod disasm;
 mod drift;
+mod exitbench;
 mod failure;
 mod guest;
 mod kbuild;
@@ -256,6 +257,17 @@ enum Bench {
         #[command(flatten)]
         options: perfbench::Options,
     },
+    /// What an exit waits for under each policy, by trace events in a guest.
+    #[command(after_help = "Example: cargo xtask bench exit --arch arm64")]
+    Exit {
+        #[command(flatten)]
+        target: Target,
+        #[command(flatten)]
+        options: exitbench::Options,
+        /// Write every sample to FILE; without it, into results/.
+        #[arg(long, value_name = "FILE")]
+        json: Option<PathBuf>,
+    },
     /// What a lazy TLB borrow costs on this machine, in a model of the hot path; not the kernel.
     #[command(after_help = "Example: cargo xtask bench model --repeat 9")]
     Model {
@@ -417,6 +429,19 @@ fn run(cli: Cli) -> Result<Exit> {
         } => with_kernel(&project, &kernel, |shop, build| {
             perfbench::run(&project, shop, build, &options)
         })?,
+        Command::Bench {
+            bench:
+                Some(Bench::Exit {
+                    target,
+                    options,
+                    json,
+                }),
+        } => {
+            let variant = exitbench::VARIANT.into();
+            with_kernel(&project, &Kernel { target, variant }, |shop, build| {
+                exitbench::run(&project, shop, build, &options, json.as_deref())
+            })?;
+        }
         Command::Bench {
             bench: Some(Bench::Model { options, json }),
         } => model::run(&project, &options, json.as_deref())?,

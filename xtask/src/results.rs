@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::arch::{Kind, KINDS};
 use crate::bench::{append_option, Group, Record, Setting, CELLS, POLICIES, WORKLOADS};
+use crate::exitbench;
 use crate::failure::{fail, Exit};
 use crate::kernelbench;
 use crate::lab::{self, MEASURES};
@@ -127,6 +128,8 @@ struct Folder {
     /// Each file by its name.
     kernel: BTreeMap<String, kernelbench::Results>,
     /// Each file by its name.
+    exits: BTreeMap<String, exitbench::Results>,
+    /// Each file by its name.
     ipis: BTreeMap<String, Vec<Record>>,
     perf: BTreeMap<String, lab::Results>,
     /// JSON that no benchmark of today writes.
@@ -157,6 +160,12 @@ impl Folder {
                     return Err(bad(&path, "cargo xtask bench kernel", "it has no sample"));
                 }
                 folder.kernel.insert(name, kernel);
+            } else if name.starts_with(exitbench::FILES) {
+                let exits: exitbench::Results = parse(&path, "cargo xtask bench exit")?;
+                if exits.exits.is_empty() {
+                    return Err(bad(&path, "cargo xtask bench exit", "it has no exit"));
+                }
+                folder.exits.insert(name, exits);
             } else if name.starts_with(IPIS) {
                 let records: Vec<Record> = parse(&path, "cargo xtask bench ipis")?;
                 if records.is_empty() {
@@ -217,6 +226,17 @@ impl Folder {
             let plot = format!("{}{}.svg", lab::FILES, index + 1);
             report.push_str(&perf_section(setting, boots, &plot));
             files.insert(plot, perf_plot(setting, boots)?);
+        }
+        report.push_str("\n## What an exit waits for\n");
+        match self.exits.is_empty() {
+            true => report.push_str("\nNothing was measured.\n"),
+            false => report.push_str(&format!(
+                "{EXIT_INTRODUCTION}\n{}\n",
+                exitbench::summary(self.exits.values())
+            )),
+        }
+        for (file, exits) in &self.exits {
+            report.push_str(&exits.section(file));
         }
         report.push_str("\n## Missing\n\n");
         report.push_str(&list(&self.missing()));
@@ -324,6 +344,14 @@ type Key = ((usize, String), usize, (usize, String));
 const KERNEL_INTRODUCTION: &str = "
 CPUs borrow and give back one mm, all at once, and do nothing else. A final drop looks at the slots of so
 many CPUs and finds none lazy; on um it also ends a process of the host, which is nearly all of its time.
+";
+
+const EXIT_INTRODUCTION: &str = "
+`perf bench sched lazy-tlb --exit` as perf tells it, its median, and then by trace events of the kernel, all in us. Parts
+are means over the middle half of a boot's exits by how long they took, so that those of a boot add up: each since the
+row above it that is not empty. Over the boots: the median, with the least and the greatest. With refcount the next task on
+a CPU frees the mm, after the parent was woken: how much later that is otherwise is taken from the control, where no
+other CPU is lazy.
 ";
 
 /// The files of each policy, the policies with their places in the table's order.
@@ -1189,6 +1217,20 @@ mod tests {
             2,
             "another kernel: {report}"
         );
+    }
+
+    #[test]
+    fn what_an_exit_waits_for_has_a_section() {
+        let exits = serde_json::to_string(&exitbench::tests::example()).unwrap();
+        let text = report(&[("exit-arm64-4.json", exits)]);
+        assert!(text.contains("\n### Guest arm64, 4 CPUs\n"), "{text}");
+        assert!(text.contains("From `exit-arm64-4.json`"), "{text}");
+        let empty = exitbench::Results {
+            exits: Vec::new(),
+            ..exitbench::tests::example()
+        };
+        let empty = serde_json::to_string(&empty).unwrap();
+        assert!(loaded(&[("exit-arm64-4.json", empty)]).is_err());
     }
 
     #[test]
