@@ -95,11 +95,15 @@ impl Format {
         match self {
             Format::Deb => Some(("bindeb-pkg", ".deb", "dpkg -i linux-image-*.deb")),
             Format::Rpm => Some(("binrpm-pkg", ".rpm", "rpm -i kernel-[0-9]*.rpm")),
-            Format::Tar => Some(("tarxz-pkg", ".tar.xz", "tar -C / -xf linux-*.tar.xz")),
+            Format::Tar => Some(("tarxz-pkg", ".tar.xz", UNPACK)),
             Format::None => None,
         }
     }
 }
+
+/// Without the option tar replaces a /lib that is a symbolic link by a folder with nothing but modules.
+const UNPACK: &str = "tar -C / --keep-directory-symlink -xf linux-*.tar.xz\n  \
+                      (an initramfs and an entry in the boot loader are left to you)";
 
 /// What keeps RUST off, in `depends on` lines of the kernel: symbols that are on, symbols that are
 /// off, and the line.
@@ -993,6 +997,29 @@ pub mod tests {
         ] {
             assert!(text.contains(words), "{words}: {text}");
         }
+    }
+
+    #[test]
+    fn the_tarball_leaves_a_symbolic_link_where_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let (root, packed) = (dir.path().join("root"), dir.path().join("packed"));
+        fs::create_dir_all(root.join("usr/lib")).unwrap();
+        std::os::unix::fs::symlink("usr/lib", root.join("lib")).unwrap();
+        fs::create_dir_all(packed.join("lib/modules")).unwrap();
+        let run = |program: &str, words: &[&str]| {
+            let mut command = Command::new(program);
+            assert!(command
+                .args(words)
+                .current_dir(dir.path())
+                .status()
+                .unwrap()
+                .success());
+        };
+        run("tar", &["-C", "packed", "-cf", "linux-7.tar.xz", "lib"]);
+        let command = UNPACK.lines().next().unwrap().replace(" / ", " root ");
+        run("sh", &["-c", &command]);
+        assert!(root.join("lib").is_symlink());
+        assert!(root.join("usr/lib/modules").is_dir());
     }
 
     #[test]
