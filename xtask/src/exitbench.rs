@@ -681,7 +681,12 @@ pub fn run(
         }
     }
     sh::write_whole(&path, results.as_json()?.as_bytes())?;
-    println!("\n{}{}", results.tables(), path.display());
+    println!(
+        "\n{}{}\n\n{}",
+        results.tables(),
+        summary(std::iter::once(&results)),
+        path.display()
+    );
     Ok(())
 }
 
