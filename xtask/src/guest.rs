@@ -79,6 +79,15 @@ pub struct Guest<'a> {
 }
 
 impl<'a> Guest<'a> {
+    /// What is wrong with what its console says, under `policy`.
+    pub fn misread(&self, policy: &str, error: &anyhow::Error) -> anyhow::Error {
+        fail(
+            Exit::Failed,
+            format!("{policy}: {error:#}"),
+            format!("the console is in {}", self.log.display()),
+        )
+    }
+
     /// One with four CPUs that is given up when it is silent; the console goes to a log.
     pub fn of(
         arch: &'static Arch,

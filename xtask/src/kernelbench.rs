@@ -15,10 +15,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::bench::{number, pairs, text};
 use crate::console;
-use crate::failure::{fail, Exit};
 use crate::guest::{self, Guest};
 use crate::kbuild::Build;
-use crate::lab::POLICIES;
+use crate::lab::{self, POLICIES};
 use crate::model::Spread;
 use crate::project::Project;
 use crate::results::{self, Machine};
@@ -246,48 +245,38 @@ pub fn run(
         samples: Vec::new(),
     };
     let mut path = PathBuf::new();
-    for repeat in 1..=options.repeat {
-        // In turn, so that a change of the machine's speed meets all alike.
-        let mut policies = POLICIES;
-        policies.rotate_left(repeat as usize % POLICIES.len());
-        for policy in policies {
-            // The benchmark has run before the first process, which has nothing to do.
-            let append = format!(
-                "lazy_tlb={policy} {} LAZY_TLB_WORKLOAD=build LAZY_TLB_JOBS=0",
-                guest::NO_KUNIT
-            );
-            let guest = Guest {
-                smp: options.cpus as usize,
-                append: &append,
-                timeout: limit,
-                silence: limit,
-                ..Guest::of(
-                    arch,
-                    accel.clone(),
-                    &image,
-                    &initramfs,
-                    project
-                        .cache
-                        .path(format!("log/kernel-{}-{policy}-{repeat}.log", arch.name)),
-                )
-            };
-            let report = guest.boot()?;
-            report.check()?;
-            results.kernel = kernel_of(&report.text)?;
-            let measured = samples(&report.text, policy, repeat).map_err(|error| {
-                fail(
-                    Exit::Failed,
-                    format!("{policy}: {error:#}"),
-                    format!("the console is in {}", guest.log.display()),
-                )
-            })?;
-            results.samples.extend(measured);
-            path = match json {
-                Some(path) => path.to_owned(),
-                None => results::of_this_machine(project)?.join(results.file()),
-            };
-            sh::write_whole(&path, serde_json::to_string_pretty(&results)?.as_bytes())?;
-        }
+    for (repeat, policy) in lab::in_turn(options.repeat) {
+        // The benchmark has run before the first process, which has nothing to do.
+        let append = format!(
+            "lazy_tlb={policy} {} LAZY_TLB_WORKLOAD=build LAZY_TLB_JOBS=0",
+            guest::NO_KUNIT
+        );
+        let guest = Guest {
+            smp: options.cpus as usize,
+            append: &append,
+            timeout: limit,
+            silence: limit,
+            ..Guest::of(
+                arch,
+                accel.clone(),
+                &image,
+                &initramfs,
+                project
+                    .cache
+                    .path(format!("log/kernel-{}-{policy}-{repeat}.log", arch.name)),
+            )
+        };
+        let report = guest.boot()?;
+        report.check()?;
+        results.kernel = kernel_of(&report.text)?;
+        let measured =
+            samples(&report.text, policy, repeat).map_err(|error| guest.misread(policy, &error))?;
+        results.samples.extend(measured);
+        path = match json {
+            Some(path) => path.to_owned(),
+            None => results::of_this_machine(project)?.join(results.file()),
+        };
+        sh::write_whole(&path, serde_json::to_string_pretty(&results)?.as_bytes())?;
     }
     println!(
         "\n{}\n\n{}\n{}",

@@ -26,6 +26,16 @@ use crate::sh;
 
 /// The boots, in the order of the report.
 pub const POLICIES: [&str; 3] = ["refcount", "shootdown", "defer"];
+
+/// All boots, each policy first in turn, so that a change of the machine's speed meets all alike.
+pub fn in_turn(boots: u32) -> impl Iterator<Item = (u32, &'static str)> {
+    (1..=boots).flat_map(|boot| {
+        let mut policies = POLICIES;
+        policies.rotate_left(boot as usize % POLICIES.len());
+        policies.map(|policy| (boot, policy))
+    })
+}
+
 /// How the names of the files begin.
 pub const FILES: &str = "perf-";
 /// What runs on the machine, relative to the repository.
@@ -997,6 +1007,14 @@ pub mod tests {
         ] {
             assert!(text.contains(words), "{words}: {text}");
         }
+    }
+
+    #[test]
+    fn each_policy_is_the_first_one_in_turn() {
+        let boots: Vec<_> = in_turn(2).collect();
+        assert_eq!(boots[..2], [(1, "shootdown"), (1, "defer")]);
+        assert_eq!(boots[2..4], [(1, "refcount"), (2, "defer")]);
+        assert_eq!(boots.len(), 2 * POLICIES.len());
     }
 
     #[test]
