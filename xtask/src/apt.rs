@@ -79,10 +79,15 @@ impl Suites {
         Ok(suites)
     }
 
-    /// Installs packages, `name=version` each, from these suites.
+    /// The newest version of a binary package on offer.
+    pub fn newest(&self, package: &str) -> Option<String> {
+        self.binary_versions(package, "").ok()?.into_iter().next()
+    }
+
+    /// Installs packages from the last of these suites, where it has them.
     pub fn install(&self, packages: &[String], log_dir: &Path) -> Result<()> {
         let mut apt = as_root("apt-get")?;
-        // Through sudo no variable gets there. What the packages depend on is in the last suite.
+        // Through sudo no variable gets there.
         apt.arg("-c").arg(&self.config).arg("-t").arg(&self.last);
         install_with(apt, packages, log_dir)
     }

@@ -16,6 +16,8 @@ use crate::sh::{self, Progress};
 const MIN_CLANG: Version = [17, 0, 1];
 const MIN_RUSTC: Version = [1, 85, 0];
 const MIN_BINDGEN: Version = [0, 71, 1];
+// An older one runs into the breakpoints of text patching ("Oops: int3" under -accel tcg).
+const MIN_QEMU: Version = [8, 2, 0];
 
 /// The bindgen that cargo installs where the packaged one is too old.
 const BINDGEN: &str = "0.72.1";
@@ -172,12 +174,14 @@ const RUSTC_PACKAGES: [[&str; 3]; 2] = [
 fn look(machine: &Machine, arches: &[&Arch]) -> std::result::Result<Tools, Vec<Missing>> {
     let mut missing = Vec::new();
     for arch in arches {
-        if !arch.is_program() && machine.find(arch.qemu).is_none() {
-            missing.push(Missing {
-                what: arch.qemu.into(),
-                packages: arch.qemu_packages.iter().map(|p| vec![*p]).collect(),
-                least: [0; 3],
-            });
+        if !arch.is_program() {
+            if let Err(what) = look_for_qemu(machine, arch.qemu) {
+                missing.push(Missing {
+                    what,
+                    packages: arch.qemu_packages.iter().map(|p| vec![*p]).collect(),
+                    least: MIN_QEMU,
+                });
+            }
         }
         let gcc = machine.find(arch.gcc).is_some();
         if !gcc || !arch.gcc_packages.iter().all(|p| (machine.has_package)(p)) {
@@ -324,6 +328,13 @@ fn look_for_bindgen(machine: &Machine) -> std::result::Result<(PathBuf, String),
     Err(too_old("bindgen", old, MIN_BINDGEN))
 }
 
+fn look_for_qemu(machine: &Machine, qemu: &str) -> std::result::Result<(), String> {
+    match machine.find(qemu).and_then(|qemu| version_of(&qemu)) {
+        Some(version) if numbers(&version) >= MIN_QEMU => Ok(()),
+        old => Err(too_old(qemu, old, MIN_QEMU)),
+    }
+}
+
 fn too_old(what: &str, found: Option<String>, least: Version) -> String {
     let least = dotted(least);
     match found {
@@ -428,16 +439,27 @@ fn try_renew_rustc(cache: &Cache) -> Result<()> {
         packages: RUSTC_PACKAGES.iter().map(|p| p.to_vec()).collect(),
         least: wanted_rustc(),
     };
-    let (packages, _) = choose(std::slice::from_ref(&newest), apt::candidate);
-    if !packages.is_empty() {
+    let (packages, unmet) = choose([&newest], apt::candidate);
+    if unmet.is_empty() {
         return apt::install(&packages, &logs);
     }
+    let unmet = install_backports(cache, unmet, &logs)?;
+    anyhow::ensure!(unmet.is_empty(), "neither the suites nor backports");
+    Ok(())
+}
+
+/// Installs from the backports of this machine's release; the tools that they do not have either.
+fn install_backports<'a>(
+    cache: &Cache,
+    tools: Vec<&'a Missing>,
+    logs: &Path,
+) -> Result<Vec<&'a Missing>> {
     let backports = apt::Suites::backports(cache)?;
-    let offered = backports.binary_versions("rustc", "")?;
-    let version = offered.iter().find(|version| !lags(version));
-    let version = version.ok_or_else(|| anyhow::anyhow!("neither the suites nor backports"))?;
-    let packages = RUSTC_PACKAGES[0].map(|package| format!("{package}={version}"));
-    backports.install(&packages, &logs)
+    let (packages, unmet) = choose(tools, |package| backports.newest(package));
+    if !packages.is_empty() {
+        backports.install(&packages, logs)?;
+    }
+    Ok(unmet)
 }
 
 fn not_installed(missing: &[Missing], remedy: &str) -> anyhow::Error {
@@ -453,12 +475,18 @@ fn install(cache: &Cache, missing: &[Missing]) -> Result<()> {
     let (packages, mut unmet) = choose(missing, apt::candidate);
     let wants_bindgen = unmet.iter().any(|tool| tool.packages == [["bindgen"]]);
     unmet.retain(|tool| tool.packages != [["bindgen"]]);
+    if !packages.is_empty() {
+        apt::install(&packages, &logs)?;
+    }
+    if !unmet.is_empty() {
+        unmet = install_backports(cache, unmet, &logs)?;
+    }
     if let Some(tool) = unmet.first() {
         let names: Vec<String> = tool.packages.iter().map(|p| p.join(" ")).collect();
         return Err(fail(
             Exit::Environment,
             format!(
-                "{}: this machine's suites have no new enough package",
+                "{}: neither this machine's suites nor their backports have a new enough package",
                 tool.what
             ),
             format!(
@@ -466,9 +494,6 @@ fn install(cache: &Cache, missing: &[Missing]) -> Result<()> {
                 names.join(" or ")
             ),
         ));
-    }
-    if !packages.is_empty() {
-        apt::install(&packages, &logs)?;
     }
     if wants_bindgen {
         install_bindgen(cache, &logs)?;
@@ -478,10 +503,10 @@ fn install(cache: &Cache, missing: &[Missing]) -> Result<()> {
 
 /// The packages to install, and the tools for which none is on offer. Of several alternatives the
 /// newest is taken, of equally new ones the first.
-fn choose(
-    missing: &[Missing],
+fn choose<'a>(
+    missing: impl IntoIterator<Item = &'a Missing>,
     candidate: impl Fn(&str) -> Option<String>,
-) -> (Vec<String>, Vec<&Missing>) {
+) -> (Vec<String>, Vec<&'a Missing>) {
     let (mut packages, mut unmet) = (Vec::new(), Vec::new());
     for tool in missing {
         let version = |alternative: &Vec<&str>| candidate(alternative[0]).map(|v| numbers(&v));
@@ -578,7 +603,7 @@ mod tests {
             fake.program("bindgen", "bindgen 0.71.1");
             for arch in &ARCHES {
                 if !arch.is_program() {
-                    fake.program(arch.qemu, "QEMU emulator version 7.2");
+                    fake.program(arch.qemu, "QEMU emulator version 10.0.2 (Debian 1:10.0.2+ds-2)");
                 }
                 fake.program(arch.gcc, "gcc 12.2.0");
             }
@@ -653,7 +678,7 @@ mod tests {
         assert!(look(&fake.machine, &[x86_64]).is_ok());
         let missing = fake.look().unwrap_err();
         // Debian 12 has no package of the first name.
-        let offered = |package: &str| (package != "qemu-system-s390x").then(|| "1:7.2".to_owned());
+        let offered = |package: &str| (package != "qemu-system-s390x").then(|| "1:8.2.1".to_owned());
         let (packages, unmet) = choose(&missing, offered);
         assert_eq!(
             packages,
@@ -710,7 +735,9 @@ mod tests {
         fake.program("bindgen", "bindgen 0.60.1");
         fake.program("clang-19", "Debian clang version 14.0.6");
         fake.program("rustc", "rustc 1.63.0");
+        fake.program("qemu-system-ppc64", "QEMU emulator version 7.2.22");
         let text = fake.missing();
+        assert!(text.contains("found 7.2.22, need 8.2.0"), "{text}");
         assert!(text.contains("found 0.60.1, need 0.71.1"), "{text}");
         assert!(text.contains("found 14.0.6, need 17.0.1"), "{text}");
         assert!(text.contains("found 1.63.0, need 1.85.0"), "{text}");
