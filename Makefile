@@ -1,6 +1,6 @@
 # The host side's front door. It only sees to it that there is a cargo; the rest is `cargo xtask`.
 #
-#   make run                 set up, build, boot under both policies, print the table
+#   make run                 set up, build, boot under every policy, print the table
 #   make test                set up, run every test on every architecture
 #   make test ARCH=s390      the same on one: x86_64, arm64, s390, powerpc (or powerpc-hash), riscv, um
 #   make test VARIANT=kasan  the guests only, kernels built otherwise: kasan, kcsan, rt, norust, off, or all

@@ -5,9 +5,8 @@
  * as `lazy-tlb-bench: what=... key=value ...` lines.
  *
  * From the kernel command line: LAZY_TLB_WORKLOAD (build, threaded or mix),
- * LAZY_TLB_SEED (1), LAZY_TLB_JOBS (of the build, 200), LAZY_TLB_ROUNDS (big
- * processes to end, 40), LAZY_TLB_SKIP_FLUSH (1: x86 flushes leave lazy CPUs
- * alone, 0).
+ * LAZY_TLB_SEED (1), LAZY_TLB_JOBS (of the build, 200), LAZY_TLB_BIG (big
+ * processes to end, 40).
  *
  * As an ordinary program, where it is not the first process, it does the same
  * with what the kernel does not offer left out.
@@ -18,10 +17,6 @@
 
 #define WORK		"--work"
 #define COUNTER_PREFIX	"lazy_tlb_"
-
-/* How long mms may go on waiting when the workload is over. */
-#define DRAIN_S		5
-#define SAMPLE_US	20000
 
 /* What processes of the workload tell the first one. */
 struct shared {
@@ -37,7 +32,7 @@ static bool policy_known;
 
 /* ---- what the kernel counted -------------------------------------------- */
 
-#define MAX_COUNTERS	32
+#define MAX_COUNTERS	16
 
 struct counters {
 	int nr;
@@ -45,9 +40,18 @@ struct counters {
 	long value[MAX_COUNTERS];
 };
 
+/* Nothing where the architecture does not count it. */
+static void count(struct counters *c, const char *name, long value)
+{
+	if (value < 0 || c->nr == MAX_COUNTERS)
+		return;
+	strcpy(c->name[c->nr], name);
+	c->value[c->nr++] = value;
+}
+
 static void counters_read(struct counters *c)
 {
-	static __thread char buf[64 * 1024];
+	static char buf[64 * 1024];
 	char *line, *next;
 
 	c->nr = 0;
@@ -61,122 +65,8 @@ static void counters_read(struct counters *c)
 		    sscanf(line, "%47s %ld", c->name[c->nr], &c->value[c->nr]) == 2)
 			c->nr++;
 	}
-}
-
-/* -1 when the kernel has no such counter. */
-static long counter(const struct counters *c, const char *name)
-{
-	int i;
-
-	for (i = 0; i < c->nr; i++)
-		if (!strcmp(c->name[i] + strlen(COUNTER_PREFIX), name))
-			return c->value[i];
-	return -1;
-}
-
-/* Exact only where mms that a batched round freed are counted. */
-static bool waiting_exact(const struct counters *c)
-{
-	return counter(c, "flushed") >= 0;
-}
-
-static long waiting(const struct counters *c)
-{
-	long deferred = counter(c, "deferred");
-
-	if (deferred < 0)
-		return 0;
-	deferred -= counter(c, "reaped");
-	return waiting_exact(c) ? deferred - counter(c, "flushed") : deferred;
-}
-
-/* ---- what is allocated ---------------------------------------------------- */
-
-/* What dies with an mm: a slab object, and page tables, its PGD among them. */
-enum { MM_STRUCTS, PAGE_TABLES, NR_SLABS };
-
-static const char * const slab_name[NR_SLABS] = { "mm_struct", "page_tables" };
-
-/* Objects in use of each; -1 where the kernel does not say. */
-static void slabs_read(long *objects)
-{
-	lazy_slab_shrink("mm_struct");
-	objects[MM_STRUCTS] = lazy_slab_objects("mm_struct");
-	objects[PAGE_TABLES] = guest_page_tables();
-}
-
-/* ---- how many mms wait, over time ---------------------------------------- */
-
-#define MAX_SAMPLES	2000
-
-static struct {
-	pthread_t thread;
-	atomic_bool stop;
-	double start;
-	int nr;			/* changes that were kept */
-	long taken;
-	long dropped;
-	struct {
-		long ms;
-		long mms;
-	} change[MAX_SAMPLES];
-} sampler;
-
-static void *sample(void *arg)
-{
-	struct counters now;
-	long mms, last = -1;
-
-	(void)arg;
-	while (!atomic_load(&sampler.stop)) {
-		counters_read(&now);
-		mms = waiting(&now);
-		/* The sums over all CPUs are not of one moment. */
-		if (mms < 0)
-			mms = 0;
-		sampler.taken++;
-		if (mms != last && sampler.nr == MAX_SAMPLES) {
-			sampler.dropped++;
-		} else if (mms != last) {
-			sampler.change[sampler.nr].ms = (lazy_now() - sampler.start) * 1000;
-			sampler.change[sampler.nr].mms = mms;
-			sampler.nr++;
-			last = mms;
-		}
-		lazy_sleep_us(SAMPLE_US);
-	}
-	return NULL;
-}
-
-/*
- * Waits until no mm waits. Without a counter of what rounds freed, a round
- * after the last mm was deferred says it as well, for it leaves none.
- */
-static const char *drain(double *ms)
-{
-	long deferred = -1, rounds = 0, now_rounds;
-	double start = lazy_now();
-	struct counters now;
-	int quiet = 0;
-	bool empty;
-
-	do {
-		counters_read(&now);
-		now_rounds = counter(&now, "rounds");
-		if (counter(&now, "deferred") != deferred) {
-			deferred = counter(&now, "deferred");
-			rounds = now_rounds;
-		}
-		empty = !waiting(&now) || (!waiting_exact(&now) && now_rounds > rounds);
-		/* Twice: a round is counted just before it frees. */
-		quiet = empty ? quiet + 1 : 0;
-		*ms = (lazy_now() - start) * 1000;
-		if (quiet == 2)
-			return "yes";
-		lazy_sleep_us(10000);
-	} while (lazy_now() - start < DRAIN_S);
-	/* A round in the middle of the workload leaves the difference too large. */
-	return waiting_exact(&now) || !now_rounds ? "no" : "unknown";
+	count(c, "irqs_call", lazy_irqs(guest_cross_call));
+	count(c, "irqs_tlb", lazy_irqs(lazy_tlb_call));
 }
 
 /* ---- the build ----------------------------------------------------------- */
@@ -401,14 +291,14 @@ static void big_process(const struct lazy_cpus *where, void *arg)
 }
 
 /* @busy: other processes are about, so any number of CPUs will do. */
-static bool big_processes(unsigned int seed, long rounds, bool busy)
+static bool big_processes(unsigned int seed, long nr, bool busy)
 {
 	unsigned int rng = seed;
 	struct big big;
 	int status;
 	long i;
 
-	for (i = 0; i < rounds; i++) {
+	for (i = 0; i < nr; i++) {
 		big.bare = i & 1;
 		big.gone = i & 2;
 		big.helpers = cpus.nr - 1;
@@ -426,7 +316,7 @@ static bool big_processes(unsigned int seed, long rounds, bool busy)
 
 /* ---- the workloads --------------------------------------------------------- */
 
-static bool run_workload(const char *name, unsigned int seed, long jobs, long rounds)
+static bool run_workload(const char *name, unsigned int seed, long jobs, long bigs)
 {
 	bool build = !strcmp(name, "build"), mix = !strcmp(name, "mix");
 	bool ok = true;
@@ -449,7 +339,7 @@ static bool run_workload(const char *name, unsigned int seed, long jobs, long ro
 		}
 	}
 	if (!build)
-		ok = big_processes(seed, rounds, mix);
+		ok = big_processes(seed, bigs, mix);
 	if (pid && (waitpid(pid, &status, 0) != pid || status)) {
 		guest_problem("the build: status %#x", status);
 		ok = false;
@@ -487,26 +377,18 @@ static void report(const struct counters *before, const struct counters *after)
 	for (i = 0; i < after->nr && i < before->nr; i++)
 		guest_line("lazy-tlb-bench: what=counter name=%s before=%ld after=%ld",
 			   after->name[i], before->value[i], after->value[i]);
-	for (i = 0; i < sampler.nr; i++)
-		guest_line("lazy-tlb-bench: what=waiting ms=%ld mms=%ld",
-			   sampler.change[i].ms, sampler.change[i].mms);
 }
 
 static void bench(void)
 {
 	unsigned int seed = lazy_env("LAZY_TLB_SEED", 1);
-	long rounds = lazy_env("LAZY_TLB_ROUNDS", 40);
-	long skip = lazy_env("LAZY_TLB_SKIP_FLUSH", 0);
+	long bigs = lazy_env("LAZY_TLB_BIG", 40);
 	const char *workload = getenv("LAZY_TLB_WORKLOAD");
 	long jobs = lazy_env("LAZY_TLB_JOBS", 200);
-	long slabs_before[NR_SLABS], slabs_after[NR_SLABS];
 	struct counters before, after;
 	char policy[32], mmu[32];
-	const char *drained;
-	double ms, drain_ms;
 	struct utsname name;
-	size_t i;
-	int err;
+	double start;
 
 	if (!workload || !*workload)
 		workload = "build";
@@ -516,46 +398,26 @@ static void bench(void)
 		if (getpid() == 1)
 			guest_problem("no " LAZY_TLB_DIR "policy");
 	}
-	if (skip && !lazy_write_file(LAZY_SKIP_FLUSH, "1")) {
-		guest_problem("cannot write " LAZY_SKIP_FLUSH ": %s", strerror(errno));
-		return;
-	}
 	/* Each big process that unmaps itself would be reported. */
 	if (getpid() == 1)
 		lazy_write_file("/proc/sys/debug/exception-trace", "0");
 	mmu_name(mmu, sizeof(mmu));
 	if (uname(&name))
 		strcpy(name.release, "unknown");
-	guest_line("lazy-tlb-bench: what=setup policy=%s workload=%s seed=%u jobs=%ld rounds=%ld skip_flush=%d cpus=%d mmu=%s kernel=%s",
-		   policy, workload, seed, jobs, rounds, !!skip, cpus.nr, mmu, name.release);
+	guest_line("lazy-tlb-bench: what=setup policy=%s workload=%s seed=%u jobs=%ld big=%ld cpus=%d mmu=%s kernel=%s",
+		   policy, workload, seed, jobs, bigs, cpus.nr, mmu, name.release);
 
-	/* The first process stays out of the way, and the sampler with it. */
+	/* The first process stays out of the way. */
 	lazy_pin(0, cpus.cpu[0]);
-	slabs_read(slabs_before);
 	counters_read(&before);
-	sampler.start = lazy_now();
-	err = pthread_create(&sampler.thread, NULL, sample, NULL);
-	if (err) {
-		guest_problem("pthread_create: %s", strerror(err));
-		return;
-	}
-	if (!run_workload(workload, seed, jobs, rounds))
+	start = lazy_now();
+	if (!run_workload(workload, seed, jobs, bigs))
 		guest_status = 1;
-	ms = (lazy_now() - sampler.start) * 1000;
-	drained = drain(&drain_ms);
 	counters_read(&after);
-	atomic_store(&sampler.stop, true);
-	pthread_join(sampler.thread, NULL);
-	slabs_read(slabs_after);
-
-	for (i = 0; i < NR_SLABS; i++)
-		if (slabs_before[i] >= 0)
-			guest_line("lazy-tlb-bench: what=slab name=%s before=%ld after=%ld",
-				   slab_name[i], slabs_before[i], slabs_after[i]);
 	report(&before, &after);
-	guest_line("lazy-tlb-bench: what=result exits=%ld lazy_at_exit=%ld ms=%.0f drained=%s drain_ms=%.0f waiting_exact=%d samples=%ld samples_dropped=%ld",
-		   atomic_load(&shared->exits), atomic_load(&shared->lazy_at_exit), ms,
-		   drained, drain_ms, waiting_exact(&after), sampler.taken, sampler.dropped);
+	guest_line("lazy-tlb-bench: what=result exits=%ld lazy_at_exit=%ld ms=%.0f",
+		   atomic_load(&shared->exits), atomic_load(&shared->lazy_at_exit),
+		   (lazy_now() - start) * 1000);
 }
 
 int main(int argc, char **argv)

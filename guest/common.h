@@ -27,6 +27,16 @@ static int guest_status;
 	guest_status = 1;						\
 } while (0)
 
+/* How the architectures call what carries a cross-call in /proc/interrupts. */
+static const char * const guest_cross_call[] __attribute__((unused)) = {
+	"Function call interrupts",	/* x86, arm64 */
+	"ipi call function",		/* powerpc, as an interrupt of its own */
+	"Doorbell interrupts",		/* powerpc */
+	"[EXT] External Call",		/* s390 */
+	"[EXT] Emergency Signal",	/* s390 */
+	NULL
+};
+
 static inline void guest_mount(const char *type, const char *dir)
 {
 	if (mkdir(dir, 0755) && errno != EEXIST)

@@ -80,15 +80,8 @@ static void lazies(void)
 
 /* ---- interrupts for a number of exits ----------------------------------- */
 
-/* How the architectures call what carries a cross-call in /proc/interrupts. */
-static const char * const cross_call[] = {
-	"Function call interrupts",	/* x86, arm64 */
-	"ipi call function",		/* powerpc, as an interrupt of its own */
-	"Doorbell interrupts",		/* powerpc */
-	"[EXT] External Call",		/* s390 */
-	"[EXT] Emergency Signal",	/* s390 */
-	NULL
-};
+/* When a process begins to end: what is shared is the last thing that it writes. */
+static double *ending;
 
 static void block_everywhere(const struct lazy_cpus *where, void *known)
 {
@@ -100,31 +93,44 @@ static void block_everywhere(const struct lazy_cpus *where, void *known)
 		lazy_wait(where->nr - 1, 5, &s);
 	else
 		lazy_sleep_us(1000);
+	*ending = lazy_now();
 }
 
-static void exits(bool known)
+/* As many as are asked for, in @repeat parts; of each part the median. */
+static void exits(bool known, double *value, int repeat)
 {
-	long nr = lazy_env("LAZY_TLB_EXITS", 1000);
+	long nr = lazy_env("LAZY_TLB_EXITS", 1000) / repeat;
+	double *us = calloc(nr, sizeof(*us));
 	long cal, tlb, i;
-	int status;
+	int part, status;
 
-	cal = lazy_irqs(cross_call);
-	tlb = lazy_irqs(lazy_tlb_call);
-	for (i = 0; i < nr; i++) {
-		status = lazy_run(&cpus, block_everywhere, known ? &cpus : NULL);
-		if (status) {
-			guest_problem("exit %ld of %ld: status %#x", i, nr, status);
-			return;
-		}
+	if (!us || !nr) {
+		guest_problem("%ld exits cannot be measured", nr * repeat);
+		return;
 	}
-	report("exits", nr);
+	cal = lazy_irqs(guest_cross_call);
+	tlb = lazy_irqs(lazy_tlb_call);
+	for (part = 0; part < repeat; part++) {
+		for (i = 0; i < nr; i++) {
+			status = lazy_run(&cpus, block_everywhere, known ? &cpus : NULL);
+			us[i] = (lazy_now() - *ending) * 1e6;
+			if (status) {
+				guest_problem("exit %ld of %ld: status %#x", i, nr, status);
+				return;
+			}
+		}
+		value[part] = median(us, nr);
+	}
+	free(us);
+	report("exits", nr * repeat);
 	if (cal < 0)
 		guest_problem("no line for cross-calls in /proc/interrupts");
 	else
-		report("cal_irqs", lazy_irqs(cross_call) - cal);
+		report("cal_irqs", lazy_irqs(guest_cross_call) - cal);
 	/* Only x86 counts them: no line where there is nothing to count. */
 	if (tlb >= 0)
 		report("tlb_irqs", lazy_irqs(lazy_tlb_call) - tlb);
+	report_spread("exit_us", value, repeat);
 }
 
 /* ---- switches: user -> idle -> user on two CPUs ------------------------- */
@@ -232,16 +238,17 @@ int main(void)
 		guest_problem("no " LAZY_TLB_DIR "policy");
 	report("cpus", lazy_cpus_get(&cpus));
 	/* Shared: what a child measures is reported here. */
-	value = mmap(NULL, repeat * sizeof(*value), PROT_READ | PROT_WRITE,
+	value = mmap(NULL, (repeat + 1) * sizeof(*value), PROT_READ | PROT_WRITE,
 		     MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	if (cpus.nr < 2) {
 		guest_problem("nothing can be measured on one CPU");
 	} else if (repeat < 1 || value == MAP_FAILED) {
 		guest_problem("cannot repeat %d times", repeat);
 	} else {
+		ending = value + repeat;
 		if (known)
 			lazies();
-		exits(known);
+		exits(known, value, repeat);
 		switches(value, repeat);
 		fork_exit(value, repeat);
 	}

@@ -193,35 +193,6 @@ static int is_program(const struct dirent *entry)
 	return !stat(path, &st) && S_ISREG(st.st_mode) && !access(path, X_OK);
 }
 
-static void roam_and_end(const struct lazy_cpus *cpus, void *arg)
-{
-	(void)arg;
-	lazy_roam(cpus, cpus->nr - 1);
-	/* Not a flush, only the final drop could make those CPUs let go. */
-	lazy_unmap_everything();
-}
-
-/*
- * With the policy that defers, stop the machine while an mm waits, and say so:
- * the kernel has to free it on the way down.
- */
-static void leave_an_mm_waiting(const struct lazy_cpus *cpus)
-{
-	char policy[32];
-	long waiting = 0;
-	int attempt;
-
-	if (!lazy_policy(policy, sizeof(policy)) || strcmp(policy, "defer"))
-		return;
-	/* On x86, flushes would do it, but for this. Elsewhere there is no such file. */
-	lazy_write_file(LAZY_SKIP_FLUSH, "Y");
-	for (attempt = 0; attempt < 10 && waiting <= 0; attempt++) {
-		lazy_run(cpus, roam_and_end, NULL);
-		waiting = lazy_waiting();
-	}
-	guest_line("lazy-tlb-guest: waiting=%ld", waiting);
-}
-
 /* What an mm is made of: a slab object, and page tables, its PGD among them. */
 struct stock {
 	long mms;		/* -1 where the kernel does not say exactly */
@@ -252,13 +223,9 @@ static void take_stock(struct stock *stock)
 /* How many mms have ended since boot, and what is left of them. */
 static void report_stock(const struct stock *before)
 {
-	double end = lazy_now() + 10;
 	struct stock after;
 	long drops;
 
-	/* A policy that defers frees the last ones after a second or two. */
-	while (lazy_waiting() > 0 && lazy_now() < end)
-		lazy_sleep_us(100000);
 	take_stock(&after);
 	if (lazy_vmstat("lazy_tlb_final_drops", &drops))
 		guest_line("lazy-tlb-guest: final_drops=%ld", drops);
@@ -296,7 +263,7 @@ int main(void)
 		       2 * lazy_env("LAZY_TLB_SECONDS", 0);
 	char *only = getenv("LAZY_TLB_ONLY");
 	char *test = only ? strchr(only, ':') : NULL;
-	bool kexec, stop = lazy_env("LAZY_TLB_STOP", 0);
+	bool stop = lazy_env("LAZY_TLB_STOP", 0);
 	struct dirent **tests;
 	struct lazy_cpus home;
 	struct stock before;
@@ -329,10 +296,7 @@ int main(void)
 			guest_status = 1;
 	}
 	report_stock(&before);
-	/* Takes longer than an mm waits. */
-	kexec = !guest_status && lazy_env("LAZY_TLB_KEXEC", 0) && load_kernel();
-	leave_an_mm_waiting(&home);
-	if (kexec && !guest_status) {
+	if (!guest_status && lazy_env("LAZY_TLB_KEXEC", 0) && load_kernel()) {
 		reboot(RB_KEXEC);
 		guest_problem("kexec: %s", strerror(errno));
 	}

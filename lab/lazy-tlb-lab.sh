@@ -48,7 +48,7 @@ for word in $(cat "$root/proc/cmdline"); do
 done
 [ -z "$asked" ] || [ "$asked" = "$policy" ] ||
 	die "lazy_tlb=$asked is on the command line, and the policy in force is $policy" \
-		"boot with lazy_tlb=refcount, lazy_tlb=shootdown or lazy_tlb=defer"
+		"boot with lazy_tlb=refcount, lazy_tlb=shootdown or lazy_tlb=handover"
 
 beside=$(dirname "$0")/perf
 [ -n "$PERF" ] || { [ -x "$beside" ] && PERF=$beside; } || PERF=$(command -v perf) ||

@@ -16,7 +16,7 @@ device=${2:-qemu-x86_64}
 image=${3:-arch/x86/boot/bzImage}
 
 tar -C "$dir" -cJf "$dir/lab.tar.xz" lab || exit
-for policy in refcount shootdown defer; do
+for policy in refcount shootdown handover; do
 	tuxrun --device "$device" --kernel "$dir/build/$image" --modules "$dir"/build/linux-*.tar.xz \
 		--overlay "file://$dir/lab.tar.xz" --boot-args "rw lazy_tlb=$policy" \
 		--timeouts boot=15 commands=45 --log-file - -- sh /lab/job.sh |

@@ -1,4 +1,4 @@
-//! The main job: the same workload under two policies, one table, one verdict.
+//! The main job: the same workload under every policy, one table, one verdict.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -10,11 +10,10 @@ use crate::arch::Arch;
 use crate::console::Report;
 use crate::failure::{fail, Exit};
 use crate::guest::{self, Guest};
+use crate::policy;
 use crate::project::Project;
 use crate::report::{Case, Status};
 
-/// What the two guests are booted with.
-const POLICIES: [&str; 2] = ["refcount", "shootdown"];
 /// What the first process puts in front of its results.
 const PREFIX: &str = "lazy-tlb-run";
 
@@ -62,7 +61,7 @@ impl Results {
     }
 }
 
-/// Boots both guests, `words` on their command line; an error is one that did not come to its end.
+/// Boots a guest for each policy, `words` on their command line; an error is one that did not come to its end.
 pub fn boot(
     project: &Project,
     arch: &'static Arch,
@@ -72,7 +71,7 @@ pub fn boot(
 ) -> Result<Vec<Results>> {
     let initramfs = project.guest_initramfs(arch, "run-init")?;
     let mut results = Vec::new();
-    for policy in POLICIES {
+    for policy in policy::ALL {
         let append = format!("lazy_tlb={policy} {} {words}", guest::NO_KUNIT);
         let report = Guest {
             append: append.trim_end(),
@@ -123,6 +122,10 @@ pub fn table(results: &[Results], accel: &str) -> String {
             Box::new(|r| r.spread("switches_per_s")),
         ),
         (
+            format!("exit us, median (min..max), {how}"),
+            Box::new(|r| r.spread("exit_us")),
+        ),
+        (
             format!("fork+exit us, median (min..max), {how}"),
             Box::new(|r| r.spread("fork_exit_us")),
         ),
@@ -168,7 +171,7 @@ fn check_policy(result: &Results) -> Result<()> {
 fn check_lazies(result: &Results) -> Result<()> {
     let lazy = result.number("lazy_cpus")?;
     let held = result.number("mm_count_lazy")?;
-    let expected = if result.asked == "refcount" {
+    let expected = if result.asked == policy::REFCOUNT {
         lazy
     } else {
         0.0

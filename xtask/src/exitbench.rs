@@ -17,11 +17,11 @@ use crate::bench::append_option;
 use crate::guest::Append;
 use crate::kbuild::Build;
 use crate::kernelbench;
-use crate::lab::{self, POLICIES};
-use crate::model::Spread;
+use crate::lab;
 use crate::perfbench::PerfGuest;
+use crate::policy;
 use crate::project::{Project, Workshop};
-use crate::results::{self, Machine};
+use crate::results::{self, Machine, Spread};
 use crate::sh;
 
 /// How the names of its files begin.
@@ -441,9 +441,9 @@ impl Results {
         for (case, what) in CASES {
             let mut table = Table::new();
             table.load_preset(comfy_table::presets::ASCII_MARKDOWN);
-            table.set_header([what].into_iter().chain(POLICIES));
+            table.set_header([what].into_iter().chain(policy::ALL));
             let mut row = |name: &str, cell: &dyn Fn(&str) -> Option<String>| {
-                let cells = POLICIES.map(cell);
+                let cells = policy::ALL.map(cell);
                 if cells.iter().any(Option::is_some) {
                     let cells = cells.map(|cell| cell.unwrap_or_else(|| "-".into()));
                     table.add_row([name.to_owned()].into_iter().chain(cells));
@@ -627,7 +627,7 @@ pub fn run(
     };
     let stem = results.file();
     let stem = stem.strip_suffix(".json").unwrap_or(&stem);
-    for (boot, policy) in lab::in_turn(options.boots) {
+    for (boot, policy) in policy::in_turn(options.boots) {
         let log = format!("{stem}-{policy}-{boot}.log");
         guest.boot(policy, "LAZY_TLB_TRACE=1", &log, |console, perf| {
             results.take(console, perf, policy, boot)

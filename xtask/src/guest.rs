@@ -462,7 +462,7 @@ mod tests {
     fn a_kernel_that_is_a_program_is_run_by_itself() {
         let guest = Guest {
             smp: 3,
-            append: "lazy_tlb=defer",
+            append: "lazy_tlb=handover",
             ..Guest::of(
                 crate::arch::find("um").unwrap(),
                 NATIVE,
@@ -480,7 +480,7 @@ mod tests {
             // Without these: one CPU, and a program that starts again instead of ending.
             "seccomp=on",
             "noreboot",
-            "lazy_tlb=defer",
+            "lazy_tlb=handover",
         ] {
             assert!(words.contains(&std::ffi::OsStr::new(word)), "{words:?}");
         }

@@ -17,10 +17,9 @@ use crate::bench::{number, pairs, text};
 use crate::console;
 use crate::guest::{self, Guest};
 use crate::kbuild::Build;
-use crate::lab::{self, POLICIES};
-use crate::model::Spread;
+use crate::policy;
 use crate::project::Project;
-use crate::results::{self, Machine};
+use crate::results::{self, Machine, Spread};
 use crate::sh;
 
 /// What the kernel puts in front of its lines.
@@ -153,18 +152,18 @@ fn ratio(samples: &[Sample], what: &str, policy: &str) -> Option<f64> {
 pub fn table(samples: &[Sample], first: &str) -> String {
     let mut table = Table::new();
     table.load_preset(comfy_table::presets::ASCII_MARKDOWN);
-    table.set_header([first].into_iter().chain(POLICIES));
+    table.set_header([first].into_iter().chain(policy::ALL));
     let cpus = cpus(samples);
     for (what, name) in TIMED {
         for &cpus in &cpus {
             let s = if cpus == 1 { "" } else { "s" };
-            let cells = POLICIES.map(|policy| {
+            let cells = policy::ALL.map(|policy| {
                 let spread = spread(samples, what, policy, cpus);
                 spread.map_or("missing".into(), |spread| spread.shown())
             });
             table.add_row([format!("{name}, {cpus} CPU{s}")].into_iter().chain(cells));
         }
-        let cells = POLICIES.map(|policy| {
+        let cells = policy::ALL.map(|policy| {
             let ratio = ratio(samples, what, policy);
             ratio.map_or("missing".into(), |ratio| format!("{ratio:.2}"))
         });
@@ -245,7 +244,7 @@ pub fn run(
         samples: Vec::new(),
     };
     let mut path = PathBuf::new();
-    for (repeat, policy) in lab::in_turn(options.repeat) {
+    for (repeat, policy) in policy::in_turn(options.repeat) {
         // The benchmark has run before the first process, which has nothing to do.
         let append = format!(
             "lazy_tlb={policy} {} LAZY_TLB_WORKLOAD=build LAZY_TLB_JOBS=0",
@@ -340,8 +339,8 @@ lazy-tlb-bench: what=setup policy=refcount workload=build seed=1 kernel=7.3.4
     fn a_guest_that_measured_nothing_or_something_else_is_an_error() {
         let nothing = samples("Run /init\n", "refcount", 1).unwrap_err();
         assert!(nothing.to_string().contains("CONFIG_LAZY_TLB_BENCHMARK"));
-        let other = samples(CONSOLE, "defer", 1).unwrap_err();
-        assert!(other.to_string().contains("asked was defer"));
+        let other = samples(CONSOLE, "handover", 1).unwrap_err();
+        assert!(other.to_string().contains("asked was handover"));
         let cut = CONSOLE.replace(" ps_max=70000", "");
         assert!(format!("{:#}", samples(&cut, "refcount", 1).unwrap_err()).contains("ps_max"));
     }

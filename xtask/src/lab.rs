@@ -19,22 +19,10 @@ use crate::bench::{in_a_name, Counted, COUNTER};
 use crate::failure::{fail, Exit};
 use crate::kbuild::{self, Build};
 use crate::kernelbench;
-use crate::model::Spread;
+use crate::policy;
 use crate::project::Project;
-use crate::results::Machine;
+use crate::results::{Machine, Spread};
 use crate::sh;
-
-/// The boots, in the order of the report.
-pub const POLICIES: [&str; 3] = ["refcount", "shootdown", "defer"];
-
-/// All boots, each policy first in turn, so that a change of the machine's speed meets all alike.
-pub fn in_turn(boots: u32) -> impl Iterator<Item = (u32, &'static str)> {
-    (1..=boots).flat_map(|boot| {
-        let mut policies = POLICIES;
-        policies.rotate_left(boot as usize % POLICIES.len());
-        policies.map(|policy| (boot, policy))
-    })
-}
 
 /// How the names of the files begin.
 pub const FILES: &str = "perf-";
@@ -318,14 +306,14 @@ fn instructions(out: &Path, packages: &[PathBuf], format: Format) -> String {
     let install = format
         .facts()
         .map_or("install them as you do", |(_, _, install)| install);
-    let boots = POLICIES.map(|policy| format!("  lazy_tlb={policy}\n"));
+    let boots = policy::ALL.map(|policy| format!("  lazy_tlb={policy}\n"));
     format!(
         "The kernel, with all policies in one build:\n{}\
          perf, the selftests and the script:\n{}\n\
          1. Take all that to the machine and install the kernel, as root:\n  {install}\n\
          2. Boot it three times, each time with one of these on its command line:\n{}\
          (in GRUB press e on its entry and put it at the end of the line that begins with linux; or \
-         kexec -l IMAGE --initrd=INITRD --command-line=\"... lazy_tlb=defer\" && systemctl kexec)\n\
+         kexec -l IMAGE --initrd=INITRD --command-line=\"... lazy_tlb=handover\" && systemctl kexec)\n\
          3. On each boot, as root, while the machine has nothing else to do:\n  \
          sh lab/lazy-tlb-lab.sh\n\
          4. Bring the lazy-tlb-*.txt back here:\n  \
@@ -797,7 +785,7 @@ pub mod tests {
     /// What perf prints in two of the modes.
     const THREADS: &str = "policy POLICY\nrepeat 1 trips_per_sec 9000\n\
         cpu 0 trips_per_sec 9000 switches_per_trip 0.999\n\
-        cpu 1 trips_per_sec 9000 switches_per_trip 0.980\nvmstat lazy_tlb_ipis 3\n";
+        cpu 1 trips_per_sec 9000 switches_per_trip 0.980\nvmstat lazy_tlb_nudged 3\n";
     const EXIT: &str = "policy POLICY\n\
         repeat 1 lazy exits 500 p50_ns 150000 p99_ns 4200000 max_ns 5100000\n\
         repeat 1 alone exits 500 p50_ns 146000 p99_ns 4300000 max_ns 5000000\n";
@@ -826,15 +814,15 @@ pub mod tests {
         for line in ["processor\t: 0", "model name\t: Some CPU", "processor\t: 1"] {
             lines.push(format!("cpuinfo {line}"));
         }
-        let mut ipis = 10;
+        let mut nudged = 10;
         for round in [1, 2] {
             for (mode, output) in [("threads", THREADS), ("exit", EXIT)] {
                 lines.push(format!("run {round} {mode} perf bench sched lazy-tlb"));
-                lines.push(format!("before lazy_tlb_ipis {ipis}"));
+                lines.push(format!("before lazy_tlb_nudged {nudged}"));
                 let output = output.replace("POLICY", policy);
                 lines.extend(output.lines().map(|line| format!("perf {line}")));
-                ipis += round;
-                lines.push(format!("after lazy_tlb_ipis {ipis}"));
+                nudged += round;
+                lines.push(format!("after lazy_tlb_nudged {nudged}"));
                 lines.push("status 0".into());
             }
             let output = KERNEL.replace("POLICY", policy);
@@ -856,9 +844,9 @@ pub mod tests {
 
     #[test]
     fn every_sample_is_kept() {
-        let results = example("defer");
+        let results = example("handover");
         assert_eq!(results.machine.slug(), "x86_64-2cpus-some-cpu");
-        assert_eq!(results.file(), "perf-x86_64-defer-1767225600.json");
+        assert_eq!(results.file(), "perf-x86_64-handover-1767225600.json");
         assert_eq!(results.cmdline, "quiet");
         assert_eq!(results.facts.len(), 1);
         assert_eq!(results.runs.len(), 4);
@@ -869,8 +857,8 @@ pub mod tests {
         assert_eq!(exit.samples[1].values["p99_ns"], 4_300_000.0);
         assert!(results.runs.iter().all(|run| run.said.is_empty()));
         let both = [&results, &results];
-        assert_eq!(counted(&both, "ipis"), Some(12));
-        assert_eq!(counted(&both, "reaped"), None);
+        assert_eq!(counted(&both, "nudged"), Some(12));
+        assert_eq!(counted(&both, "other"), None);
         assert_eq!(switches_per_trip(&both), Some(0.98));
         let (spread, count) = MEASURES[4].spread(&both).unwrap();
         assert_eq!((spread.median, count), (150.0, 4));
@@ -903,7 +891,7 @@ pub mod tests {
 
     #[test]
     fn a_file_without_all_of_it_is_refused() {
-        let whole = raw("defer");
+        let whole = raw("handover");
         let begin = |lines: usize| -> String { whole.split_inclusive('\n').take(lines).collect() };
         let lines = whole.lines().count();
         for lines in [1, 5, 20, lines - 1] {
@@ -919,27 +907,27 @@ pub mod tests {
 
     #[test]
     fn another_policy_than_asked_for_is_refused() {
-        let asked = raw("defer").replace("lazy_tlb=defer", "lazy_tlb=defered");
-        assert!(refusal(&asked).contains("lazy_tlb=defered"));
-        let seen = raw("defer").replace("perf policy defer", "perf policy shootdown");
+        let asked = raw("handover").replace("lazy_tlb=handover", "lazy_tlb=handovers");
+        assert!(refusal(&asked).contains("lazy_tlb=handovers"));
+        let seen = raw("handover").replace("perf policy handover", "perf policy shootdown");
         assert!(refusal(&seen).contains("perf saw the policy shootdown"));
-        let seen = raw("defer").replace("trip policy=defer", "trip policy=shootdown");
+        let seen = raw("handover").replace("trip policy=handover", "trip policy=shootdown");
         assert!(refusal(&seen).contains("benchmark saw the policy shootdown"));
-        let cut = raw("defer").replace(" trips=10000", "");
+        let cut = raw("handover").replace(" trips=10000", "");
         assert!(refusal(&cut).contains("damaged"));
     }
 
     #[test]
     fn a_kernel_without_counters_is_refused() {
-        let text = raw("defer");
-        let others = |line: &&str| !line.contains(" lazy_tlb_ipis ");
+        let text = raw("handover");
+        let others = |line: &&str| !line.contains(" lazy_tlb_nudged ");
         let lines: Vec<&str> = text.lines().filter(others).collect();
         assert!(refusal(&lines.join("\n")).contains("round 1, threads: no lazy_tlb_"));
     }
 
     #[test]
     fn a_call_of_perf_may_fail_but_not_all() {
-        let said = raw("defer").replacen("perf repeat 1 trips_per_sec 9000", "perf fork: no", 1);
+        let said = raw("handover").replacen("perf repeat 1 trips_per_sec 9000", "perf fork: no", 1);
         assert!(refusal(&said).contains("it said: fork: no"));
         let failed = said.replacen("status 0", "status 1", 1);
         let results = Results::parse(&failed).unwrap().remove(0);
@@ -997,7 +985,7 @@ pub mod tests {
     fn the_instructions_have_the_boots_and_one_command() {
         let packages = [PathBuf::from("/out/linux-image.deb")];
         let text = instructions(Path::new("/out"), &packages, Format::Deb);
-        for policy in POLICIES {
+        for policy in policy::ALL {
             assert!(text.contains(&format!("  lazy_tlb={policy}\n")), "{text}");
         }
         for words in [
@@ -1007,14 +995,6 @@ pub mod tests {
         ] {
             assert!(text.contains(words), "{words}: {text}");
         }
-    }
-
-    #[test]
-    fn each_policy_is_the_first_one_in_turn() {
-        let boots: Vec<_> = in_turn(2).collect();
-        assert_eq!(boots[..2], [(1, "shootdown"), (1, "defer")]);
-        assert_eq!(boots[2..4], [(1, "refcount"), (2, "defer")]);
-        assert_eq!(boots.len(), 2 * POLICIES.len());
     }
 
     #[test]
@@ -1062,7 +1042,7 @@ pub mod tests {
         };
         put(
             "proc/vmstat",
-            "nr_free_pages 9\nlazy_tlb_final_drops 4\nlazy_tlb_ipis 2\n",
+            "nr_free_pages 9\nlazy_tlb_final_drops 4\nlazy_tlb_nudged 2\n",
         );
         put(
             "proc/cpuinfo",
@@ -1073,7 +1053,7 @@ pub mod tests {
             &format!("BOOT_IMAGE=x root=UUID=1-2 quiet lazy_tlb={policy}\n"),
         );
         put("proc/loadavg", "0.00 0.00 0.00 1/9 9\n");
-        put("sys/kernel/debug/lazy_tlb/policy", "defer\n");
+        put("sys/kernel/debug/lazy_tlb/policy", "handover\n");
         put("bin/id", &format!("#!/bin/sh\necho {user}\n"));
         // A log that has what the module said before, which is of no matter.
         let old = "[    1.0] lazy_tlb_benchmark: what=old\n";
@@ -1085,7 +1065,7 @@ pub mod tests {
             &format!(
                 "#!/bin/sh\ncd \"$LAZY_TLB_ROOT\" && cat dev/kmsg >>log && printf '{}' |\n\
                  sed 's/^/[    2.0][    T1] lazy_tlb_benchmark: /' >>log\nexit 1\n",
-                KERNEL.replace("POLICY", "defer").replace('\n', "\\n")
+                KERNEL.replace("POLICY", "handover").replace('\n', "\\n")
             ),
         );
         let perf = format!(
@@ -1094,7 +1074,7 @@ pub mod tests {
             EXIT.replace('\n', "\\n"),
             THREADS.replace('\n', "\\n")
         );
-        put("perf", &perf.replace("POLICY", "defer"));
+        put("perf", &perf.replace("POLICY", "handover"));
         let script = crate::project::repository().join(SCRIPT);
         fs::copy(script, dir.path().join("lab.sh")).unwrap();
         dir
@@ -1115,14 +1095,14 @@ pub mod tests {
 
     #[test]
     fn what_the_script_writes_is_read() {
-        let dir = machine("defer", 0);
+        let dir = machine("handover", 0);
         let output = run_script(dir.path(), "2");
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(output.status.success(), "{said}");
         let file = String::from_utf8_lossy(&output.stdout).trim().to_owned();
         let text = fs::read_to_string(dir.path().join(file)).unwrap();
         let results = Results::parse(&text).unwrap().remove(0);
-        assert_eq!(results.policy, "defer");
+        assert_eq!(results.policy, "handover");
         assert_eq!(results.cmdline, "quiet");
         assert_eq!(results.machine.cpu_model, "Some CPU");
         assert_eq!(results.runs.len(), 10);
@@ -1190,9 +1170,9 @@ pub mod tests {
             assert_eq!(output.status.code(), Some(1), "{said}");
             assert!(said.contains(why) && said.contains("remedy"), "{said}");
         };
-        refused(&machine("defer", 1000), "only root");
-        refused(&machine("refcount", 0), "the policy in force is defer");
-        let dir = machine("defer", 0);
+        refused(&machine("handover", 1000), "only root");
+        refused(&machine("refcount", 0), "the policy in force is handover");
+        let dir = machine("handover", 0);
         fs::write(dir.path().join("perf"), "#!/bin/sh\necho messaging\n").unwrap();
         refused(&dir, "no `bench sched lazy-tlb`");
         fs::write(dir.path().join("proc/vmstat"), "nr_free_pages 9\n").unwrap();

@@ -22,10 +22,10 @@ mod lab;
 mod lint;
 mod litmus;
 mod mail;
-mod model;
 mod mutants;
 mod neighbours;
 mod perfbench;
+mod policy;
 mod project;
 mod report;
 mod results;
@@ -119,7 +119,7 @@ enum Command {
         #[command(flatten)]
         boot: BootArgs,
     },
-    /// The main job: builds, boots the same workload under refcount and shootdown, compares.
+    /// The main job: builds, boots the same workload under every policy, compares.
     #[command(after_help = "Example: cargo xtask run")]
     Run {
         #[command(flatten)]
@@ -146,8 +146,8 @@ enum Command {
         /// Only these stages; an unknown one has the known ones listed.
         #[arg(long, value_name = "NAME[,NAME]", value_delimiter = ',')]
         stage: Vec<String>,
-        /// Only guests with these of shootdown, defer and refcount.
-        #[arg(long, value_parser = PossibleValuesParser::new(testing::POLICIES), value_delimiter = ',')]
+        /// Only guests with these policies.
+        #[arg(long, value_parser = PossibleValuesParser::new(policy::ALL), value_delimiter = ',')]
         policy: Vec<String>,
         /// How long the tests in guests go on that could do so for ever (churn, torture and others).
         #[arg(long, value_name = "S", default_value_t = testing::SECONDS)]
@@ -223,7 +223,7 @@ enum Command {
 
 #[derive(Subcommand)]
 enum Bench {
-    /// Interrupts, scans and waiting mms of the same workloads under each policy.
+    /// Final drops, scans and interrupts of the same workloads under each policy.
     #[command(after_help = "Example: cargo xtask bench ipis --cpus 32 --workload build")]
     Ipis {
         #[command(flatten)]
@@ -264,15 +264,6 @@ enum Bench {
         target: Target,
         #[command(flatten)]
         options: exitbench::Options,
-        /// Write every sample to FILE; without it, into results/.
-        #[arg(long, value_name = "FILE")]
-        json: Option<PathBuf>,
-    },
-    /// What a lazy TLB borrow costs on this machine, in a model of the hot path; not the kernel.
-    #[command(after_help = "Example: cargo xtask bench model --repeat 9")]
-    Model {
-        #[command(flatten)]
-        options: model::Options,
         /// Write every sample to FILE; without it, into results/.
         #[arg(long, value_name = "FILE")]
         json: Option<PathBuf>,
@@ -442,9 +433,6 @@ fn run(cli: Cli) -> Result<Exit> {
                 exitbench::run(&project, shop, build, &options, json.as_deref())
             })?;
         }
-        Command::Bench {
-            bench: Some(Bench::Model { options, json }),
-        } => model::run(&project, &options, json.as_deref())?,
         Command::Bench { bench: None } => return bench_everything(project.linux.as_deref()),
         Command::Lab { options } => lab::run(&project, &options)?,
         Command::Neighbours { options } => return neighbours::run(&project, &options),
@@ -479,8 +467,7 @@ fn run(cli: Cli) -> Result<Exit> {
 }
 
 /// Everything that can be measured on any machine, each as a command that can be given alone.
-const BENCHES: [&str; 5] = [
-    "bench model",
+const BENCHES: [&str; 4] = [
     "bench kernel --arch um",
     "bench ipis",
     "bench perf",

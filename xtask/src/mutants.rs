@@ -14,11 +14,12 @@ use crate::console::{End, Report};
 use crate::failure::{classify, fail, Exit};
 use crate::ktap;
 use crate::litmus;
+use crate::policy;
 use crate::project::{Project, Workshop};
 use crate::report::{Case, Status};
 use crate::series::{on_top, Changes, Entry, Patch, Selection};
 use crate::sh;
-use crate::testing::{Built, TestGuest, Variant, POLICIES};
+use crate::testing::{Built, TestGuest, Variant};
 use crate::tree;
 
 /// Where the mutants are.
@@ -84,8 +85,8 @@ impl Mutant {
             lines.find_map(|line| Some(line.strip_prefix(key)?.trim()))
         };
         let policy = match value("Policy:") {
-            None => POLICIES[0],
-            Some(name) => *POLICIES
+            None => policy::DEFAULT,
+            Some(name) => *policy::ALL
                 .iter()
                 .find(|policy| **policy == name)
                 .ok_or_else(|| bad(format!("there is no policy {name}")))?,
@@ -426,8 +427,8 @@ mod tests {
             ("powerpc-hash", "powerpc-hash, shootdown")
         );
         assert_eq!(plain.patch.subject, "fork: forget it");
-        let defer = mutant("a", "Arch: x86_64\nPolicy: defer");
-        assert_eq!(defer.guest(), "x86_64, defer");
+        let other = mutant("a", "Arch: x86_64\nPolicy: handover");
+        assert_eq!(other.guest(), "x86_64, handover");
         assert_eq!(mutant("a", "Arch: litmus").guest(), "litmus");
     }
 

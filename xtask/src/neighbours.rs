@@ -17,10 +17,10 @@ use crate::failure::{fail, Exit};
 use crate::guest::{self, Guest, GuestFile};
 use crate::kbuild::{self, Build};
 use crate::ktap;
+use crate::policy;
 use crate::project::{Project, Workshop};
 use crate::report::{Case, Status};
 use crate::sh;
-use crate::testing::POLICIES;
 
 /// The programs: those that build as one static program and need no shell. Each is a folder of
 /// tools/testing/selftests, and the sources in it, the first of which names it.
@@ -329,7 +329,7 @@ pub fn run(project: &Project, options: &Options) -> Result<Exit> {
         let base = shop.build_base(arch, "neighbours-plain")?.image()?;
         columns.push((BASE, "none", subject(&base)));
     }
-    columns.extend(POLICIES.map(|policy| (policy, policy, subject(&image))));
+    columns.extend(policy::ALL.map(|policy| (policy, policy, subject(&image))));
     let mut results = Results::default();
     for (column, policy, subject) in columns {
         let mut cases = subject.tests(&initramfs, policy)?;
@@ -390,7 +390,7 @@ mod tests {
             results.table()
         );
         results.add(
-            "defer",
+            "handover",
             vec![Case::failed("kselftest/a/1", "no"), Case::passed("new")],
         );
         assert_eq!(

@@ -11,7 +11,8 @@ use crate::arch::Arch;
 use crate::bench::append_option;
 use crate::guest::{self, Append, Guest, GuestFile};
 use crate::kbuild::Build;
-use crate::lab::{self, POLICIES};
+use crate::lab;
+use crate::policy;
 use crate::project::{Project, Workshop};
 use crate::results::{self, Machine};
 use crate::sh;
@@ -159,7 +160,7 @@ pub fn run(
     };
     let rounds = format!("LAZY_TLB_ROUNDS={}", options.rounds);
     // One policy after the other, and again: what changes on the host meanwhile meets all of them.
-    let boots = (1..=options.boots).flat_map(|boot| POLICIES.map(|policy| (boot, policy)));
+    let boots = (1..=options.boots).flat_map(|boot| policy::ALL.map(|policy| (boot, policy)));
     for (boot, policy) in boots {
         let file = facts.file(policy, boot);
         let results = guest.boot(policy, &rounds, &file, |_, mut results| {

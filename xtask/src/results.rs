@@ -15,19 +15,17 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::arch::{Kind, KINDS};
-use crate::bench::{append_option, Group, Record, Setting, CELLS, POLICIES, WORKLOADS};
+use crate::bench::{append_option, Group, Record, Setting, CELLS, WORKLOADS};
 use crate::exitbench;
 use crate::failure::{fail, Exit};
 use crate::kernelbench;
 use crate::lab::{self, MEASURES};
-use crate::model;
+use crate::policy;
 use crate::project::Project;
 use crate::sh;
 
 /// What the report is called.
 const REPORT: &str = "REPORT.md";
-/// The model's plot.
-const MODEL_PLOT: &str = "model.svg";
 /// How the names of `bench ipis`' files and of their plots begin.
 const IPIS: &str = "ipis-";
 
@@ -115,6 +113,33 @@ impl Machine {
     }
 }
 
+/// A median with the least and the greatest.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Spread {
+    pub median: f64,
+    pub min: f64,
+    pub max: f64,
+}
+
+impl Spread {
+    /// None of nothing.
+    pub fn of(mut values: Vec<f64>) -> Option<Self> {
+        values.sort_by(f64::total_cmp);
+        let (min, max) = (*values.first()?, *values.last()?);
+        let middle = values.len() / 2;
+        let median = match values.len() % 2 {
+            1 => values[middle],
+            _ => (values[middle - 1] + values[middle]) / 2.0,
+        };
+        Some(Spread { median, min, max })
+    }
+
+    /// `median (min..max)`.
+    pub fn shown(&self) -> String {
+        format!("{:.2} ({:.2}..{:.2})", self.median, self.min, self.max)
+    }
+}
+
 /// Where the results of this machine go.
 pub fn of_this_machine(project: &Project) -> Result<PathBuf> {
     Ok(project.repo.join("results").join(Machine::here()?.slug()))
@@ -124,7 +149,6 @@ pub fn of_this_machine(project: &Project) -> Result<PathBuf> {
 #[derive(Default)]
 struct Folder {
     name: String,
-    model: Option<model::Results>,
     /// Each file by its name.
     kernel: BTreeMap<String, kernelbench::Results>,
     /// Each file by its name.
@@ -148,13 +172,7 @@ impl Folder {
             if !name.ends_with(".json") {
                 continue;
             }
-            if name == model::FILE {
-                let model: model::Results = parse(&path, "cargo xtask bench model")?;
-                if model.samples.is_empty() {
-                    return Err(bad(&path, "cargo xtask bench model", "it has no sample"));
-                }
-                folder.model = Some(model);
-            } else if name.starts_with(kernelbench::FILES) {
+            if name.starts_with(kernelbench::FILES) {
                 let kernel: kernelbench::Results = parse(&path, "cargo xtask bench kernel")?;
                 if kernel.samples.is_empty() {
                     return Err(bad(&path, "cargo xtask bench kernel", "it has no sample"));
@@ -189,14 +207,6 @@ impl Folder {
             "# Results: {}\n\nWritten by `cargo xtask report` from the JSON files beside it.\n",
             self.name
         );
-        report.push_str("\n## Model\n\n");
-        match &self.model {
-            Some(model) => {
-                report.push_str(&model_section(model));
-                files.insert(MODEL_PLOT.to_owned(), model_plot(model)?);
-            }
-            None => report.push_str("Nothing was measured.\n"),
-        }
         report.push_str("\n## The kernel's own benchmark\n");
         match self.kernel.is_empty() {
             true => report.push_str("\nNothing was measured.\n"),
@@ -262,7 +272,7 @@ impl Folder {
                 let key = (
                     place(&WORKLOADS, &record.workload),
                     record.cpus,
-                    place(&POLICIES, &record.policy),
+                    place(&policy::ALL, &record.policy),
                 );
                 let row = section.rows.entry(key).or_insert_with(|| Group {
                     policy: &record.policy,
@@ -280,13 +290,13 @@ impl Folder {
         let mut boots: BTreeMap<lab::Setting, Boots<'_>> = BTreeMap::new();
         for (file, results) in &self.perf {
             // A column for each of the three, whether or not it was booted.
-            let all = || lab::POLICIES.iter().enumerate();
+            let all = || policy::ALL.iter().enumerate();
             let columns = boots.entry(results.setting()).or_insert_with(|| {
                 let column = |(place, name): (usize, &&str)| (place, (*name).to_owned());
                 all().map(|c| (column(c), BTreeMap::new())).collect()
             });
             let known = all().find(|(_, name)| **name == results.policy);
-            let place = known.map_or(lab::POLICIES.len(), |(place, _)| place);
+            let place = known.map_or(policy::ALL.len(), |(place, _)| place);
             let column = (place, results.policy.clone());
             columns.entry(column).or_default().insert(file, results);
         }
@@ -296,9 +306,6 @@ impl Folder {
     /// What nobody has measured on this machine, and how to.
     fn missing(&self) -> Vec<String> {
         let mut missing = Vec::new();
-        if self.model.is_none() {
-            missing.push("the model: `cargo xtask bench model`".into());
-        }
         if self.kernel.is_empty() {
             let how = "cargo xtask bench kernel --arch um";
             missing.push(format!("the kernel's own benchmark: `{how}`"));
@@ -365,9 +372,8 @@ with refcount, where the next task on that CPU does it, after the exit was repor
 ";
 
 const IPIS_INTRODUCTION: &str = "\
-Counts of the kernel's own, in guests. Runs of the same row are taken together. Precision is the share of
-interrupted CPUs that were lazy. A time with `(emulated)` is an emulator's and no measure of a machine.
-Where lazy CPUs hold references, `refcount`, nothing is counted.
+Counts of the kernel's own, in guests. Runs of the same row are taken together. Function-call interrupts are
+all that there were, whoever made them; only x86 counts those of TLB flushes.
 ";
 
 fn name_of(path: &Path) -> String {
@@ -414,41 +420,6 @@ fn again(kind: &Kind) -> String {
     command
 }
 
-fn model_section(model: &model::Results) -> String {
-    let machine = &model.machine;
-    let mut text = format!(
-        "This is {}. A thread on each CPU borrows and gives back one mm, and does nothing else.\n\
-         Shootdown and defer have the same hot path; both are measured.\n\n\
-         {}, {} CPUs ({}), Linux {}; {} runs of {} trips per thread; load average before: {}.\n\n\
-         From `{}`; again: `{}`\n\n{}\n\n{}.\n",
-        model.what,
-        machine.cpu_model,
-        machine.cpus,
-        machine.kind(),
-        machine.host_kernel,
-        model.repeat,
-        model.trips,
-        model.load,
-        model::FILE,
-        model.command,
-        model.table(),
-        capitalised(&model.verdict()),
-    );
-    if let Some(warning) = model.warning() {
-        text.push_str(&format!("\n**Warning:** {warning}.\n"));
-    }
-    text.push_str(&format!(
-        "\n![ns per trip over CPUs]({MODEL_PLOT})\n\nPoints are medians, bars reach from the fastest to the slowest run.\n"
-    ));
-    text
-}
-
-fn capitalised(sentence: &str) -> String {
-    let mut chars = sentence.chars();
-    let first = chars.next().map(|first| first.to_uppercase().to_string());
-    first.unwrap_or_default() + chars.as_str()
-}
-
 /// What a setting is called.
 fn title(setting: &Setting) -> String {
     let kinds = || KINDS.iter().filter(|kind| kind.arch().name == setting.arch);
@@ -456,9 +427,6 @@ fn title(setting: &Setting) -> String {
     // Said where the architecture has several, or if it is not the architecture's own name.
     if kinds().any(|kind| kind.mmu.is_some()) {
         words.push(format!("{} MMU", setting.mmu));
-    }
-    if setting.skip_flush {
-        words.push("flushes skip lazy CPUs".into());
     }
     if let Some(variant) = setting.unusual_variant() {
         words.push(format!("variant {variant}"));
@@ -478,9 +446,6 @@ fn distinct<T: Ord + ToString>(values: impl Iterator<Item = T>) -> String {
 
 fn ipis_section(setting: &Setting, section: &Section<'_>, plot: &str) -> String {
     let mut text = format!("\n### {}\n\n", title(setting));
-    if setting.variant.is_empty() {
-        text.push_str("Which variant of the kernel it was is not in the files.\n\n");
-    }
     for (file, records) in &section.files {
         let commands = commands(setting, records);
         text.push_str(&format!(
@@ -502,7 +467,7 @@ fn ipis_section(setting: &Setting, section: &Section<'_>, plot: &str) -> String 
             distinct(records().map(|record| record.seed)),
             distinct(records().map(|record| record.kernel.as_str())),
         ];
-        table.add_row(names.into_iter().chain(row.cells(section.rows.values())));
+        table.add_row(names.into_iter().chain(row.cells()));
     }
     for (index, column) in table.column_iter_mut().enumerate() {
         if ![0, 2, 5].contains(&index) {
@@ -521,25 +486,22 @@ fn commands(setting: &Setting, records: &[&Record]) -> Vec<String> {
             cpus,
             seed,
             jobs,
-            rounds,
+            big,
             ..
         } = *record;
         calls
-            .entry((cpus, seed, jobs, rounds))
+            .entry((cpus, seed, jobs, big))
             .or_default()
             .push(record);
     }
-    let command = |((cpus, seed, jobs, rounds), records): (_, Vec<&Record>)| {
+    let command = |((cpus, seed, jobs, big), records): (_, Vec<&Record>)| {
         let mut command = format!("cargo xtask bench ipis --arch {}", setting.arch);
         if let Some(variant) = setting.unusual_variant() {
             command.push_str(&format!(" --variant {variant}"));
         }
         command.push_str(&format!(
-            " --cpus {cpus} --seed {seed} --jobs {jobs} --rounds {rounds}"
+            " --cpus {cpus} --seed {seed} --jobs {jobs} --big {big}"
         ));
-        if setting.skip_flush {
-            command.push_str(" --skip-flush");
-        }
         let some = |flag: &str, all: &[&str], of: fn(&Record) -> &str| {
             let used = |name: &&&str| records.iter().any(|record| of(record) == **name);
             let some: Vec<&str> = all.iter().filter(used).copied().collect();
@@ -548,7 +510,7 @@ fn commands(setting: &Setting, records: &[&Record]) -> Vec<String> {
                 false => format!(" --{flag} {}", some.join(",")),
             }
         };
-        command.push_str(&some("policy", &POLICIES, |record| &record.policy));
+        command.push_str(&some("policy", &policy::ALL, |record| &record.policy));
         command.push_str(&some("workload", &WORKLOADS, |record| &record.workload));
         let runs = records.iter().map(|record| record.run).max().unwrap_or(1);
         if runs > 1 {
@@ -643,10 +605,8 @@ fn perf_section(setting: &lab::Setting, boots: &Boots<'_>, plot: &str) -> String
     });
     for (name, counter) in [
         ("final drops", "final_drops"),
-        ("lazy CPUs found", "found_lazy"),
-        ("CPUs interrupted for one mm", "ipis"),
-        ("CPUs interrupted in rounds", "round_ipis"),
-        ("saved by a TLB flush", "piggybacked"),
+        ("CPUs handed a reference", "handed"),
+        ("CPUs nudged", "nudged"),
     ] {
         row(name.into(), &|boots| {
             Some(lab::counted(boots, counter)?.to_string())
@@ -680,8 +640,7 @@ struct Point {
     range: Option<(f64, f64)>,
 }
 
-/// The size of a diagram alone on its page, of one among others, and of what stands above them.
-const ALONE: (u32, u32) = (620, 360);
+/// The size of a diagram, and of what stands above all of them.
 const PANEL: (u32, u32) = (380, 260);
 const HEAD: u32 = 64;
 
@@ -690,10 +649,9 @@ type Area<'a> = DrawingArea<SVGBackend<'a>, plotters::coord::Shift>;
 /// One colour for each policy, the same in every plot, to be told apart by everybody.
 fn colour(name: &str) -> RGBColor {
     match name {
-        "refcount" => RGBColor(213, 94, 0),
-        "shootdown" => RGBColor(0, 114, 178),
-        "defer" => RGBColor(0, 158, 115),
-        "unconditional" => RGBColor(204, 121, 167),
+        policy::REFCOUNT => RGBColor(213, 94, 0),
+        policy::SHOOTDOWN => RGBColor(0, 114, 178),
+        policy::HANDOVER => RGBColor(0, 158, 115),
         _ => BLACK,
     }
 }
@@ -701,8 +659,8 @@ fn colour(name: &str) -> RGBColor {
 /// Lines that lie on each other have points of different sizes, the largest below.
 fn radius(name: &str) -> i32 {
     match name {
-        "unconditional" | "refcount" => 6,
-        "shootdown" => 5,
+        policy::REFCOUNT => 6,
+        policy::SHOOTDOWN => 5,
         _ => 3,
     }
 }
@@ -755,23 +713,20 @@ impl Axis {
     }
 }
 
-/// One diagram over places that are all at the same distance; its axis ends at `top`, or above the
-/// highest value.
+/// One diagram over places that are all at the same distance.
 fn diagram(
     area: &Area<'_>,
     title: &str,
     unit: &str,
     axis: &Axis,
     lines: &[Line<'_>],
-    top: Option<f64>,
 ) -> Result<()> {
     let places = &axis.places;
     let tops = lines.iter().flat_map(|line| &line.points);
     let tops = tops.map(|point| point.range.map_or(point.value, |(_, to)| to));
     let highest = tops.fold(0.0, f64::max);
     // A diagram of nothing but zeros needs an axis as well.
-    let fitting = if highest > 0.0 { highest * 1.1 } else { 1.0 };
-    let top = top.unwrap_or(fitting);
+    let top = if highest > 0.0 { highest * 1.1 } else { 1.0 };
     let mut chart = ChartBuilder::on(area)
         .caption(title, ("sans-serif", 14))
         .margin(10)
@@ -814,58 +769,21 @@ fn diagram(
     Ok(())
 }
 
-fn model_plot(model: &model::Results) -> Result<String> {
-    let cpus = model.cpus();
-    let names: Vec<&str> = model.modes().collect();
-    let lines: Vec<Line<'_>> = names
-        .iter()
-        .map(|&name| Line {
-            name,
-            points: cpus
-                .iter()
-                .enumerate()
-                .filter_map(|(place, &cpus)| {
-                    let spread = model.spread(name, cpus)?;
-                    Some(Point {
-                        place,
-                        value: spread.median,
-                        range: Some((spread.min, spread.max)),
-                    })
-                })
-                .collect(),
-        })
-        .collect();
-    page(
-        &capitalised(model::LABEL),
-        &names,
-        ALONE,
-        (1, 1),
-        |_, area| {
-            diagram(
-                area,
-                "borrow and give back",
-                "ns per trip",
-                &Axis::of_cpus(&cpus),
-                &lines,
-                None,
-            )
-        },
-    )
-}
-
 /// What is plotted of `bench ipis`: what it is called, its unit, and how to get it.
 type Metric = (&'static str, &'static str, fn(&Group<'_>) -> Option<f64>);
 const METRICS: [Metric; 3] = [
-    ("IPIs of final drops and rounds", "per 1000 exits", |row| {
-        row.all_ipis_per_1000_exits()
+    ("CPUs nudged", "per 1000 exits", |row| {
+        row.nudged_per_1000_exits()
     }),
-    ("precision", "% of IPIs to lazy CPUs", |row| row.precision()),
+    ("function-call interrupts", "per 1000 exits", |row| {
+        row.calls_per_1000_exits()
+    }),
     ("slots scanned", "per exit", |row| row.scanned_per_exit()),
 ];
 
 /// A column for each workload, a row for each metric.
 fn ipis_plot(setting: &Setting, section: &Section<'_>) -> Result<String> {
-    let rows = || section.rows.values().filter(|row| !row.counts_nothing());
+    let rows = || section.rows.values();
     let cpus: BTreeSet<usize> = section.rows.keys().map(|(_, cpus, _)| *cpus).collect();
     let cpus: Vec<usize> = cpus.into_iter().collect();
     let places: BTreeSet<&(usize, String)> = section.rows.keys().map(|key| &key.0).collect();
@@ -894,10 +812,8 @@ fn ipis_plot(setting: &Setting, section: &Section<'_>) -> Result<String> {
             Line { name, points }
         });
         let lines: Vec<Line<'_>> = lines.collect();
-        // Percents are all on the same axis, with room for the points at the top.
-        let top = unit.starts_with('%').then_some(105.0);
         let title = format!("{workload}: {what}");
-        diagram(area, &title, unit, &Axis::of_cpus(&cpus), &lines, top)
+        diagram(area, &title, unit, &Axis::of_cpus(&cpus), &lines)
     })
 }
 
@@ -912,7 +828,7 @@ fn perf_plot(setting: &lab::Setting, boots: &Boots<'_>) -> Result<String> {
     let title = format!("perf bench sched lazy-tlb, Linux {}", setting.release);
     page(&title, &policies, PANEL, (4, 2), |index, area| {
         let measure = &MEASURES[index];
-        let point = |place, (spread, _): (model::Spread, usize)| Point {
+        let point = |place, (spread, _): (Spread, usize)| Point {
             place,
             value: spread.median,
             range: Some((spread.min, spread.max)),
@@ -927,7 +843,7 @@ fn perf_plot(setting: &lab::Setting, boots: &Boots<'_>) -> Result<String> {
                     .collect(),
             });
         let lines: Vec<Line<'_>> = lines.collect();
-        diagram(area, measure.what, measure.unit, &axis, &lines, None)
+        diagram(area, measure.what, measure.unit, &axis, &lines)
     })
 }
 
@@ -941,8 +857,7 @@ fn write(dir: &Path, written: &BTreeMap<String, String>) -> Result<()> {
         let ours = [IPIS, lab::FILES]
             .iter()
             .any(|begin| name.starts_with(begin));
-        let plot = name == MODEL_PLOT || ours && name.ends_with(".svg");
-        if plot && !written.contains_key(&name) {
+        if ours && name.ends_with(".svg") && !written.contains_key(&name) {
             fs::remove_file(&path).with_context(|| format!("removing {}", path.display()))?;
         }
     }
@@ -957,7 +872,7 @@ pub fn run(project: &Project, options: &Options) -> Result<()> {
         fail(
             Exit::Usage,
             format!("there are no results in {}", results.display()),
-            "run `cargo xtask bench model` or `cargo xtask bench ipis` first",
+            "run `cargo xtask bench kernel --arch um` or `cargo xtask bench ipis` first",
         )
     };
     if !results.is_dir() {
@@ -966,10 +881,8 @@ pub fn run(project: &Project, options: &Options) -> Result<()> {
     let mut reports = Vec::new();
     for dir in files(&results)?.into_iter().filter(|path| path.is_dir()) {
         let folder = Folder::load(&dir)?;
-        let measured = folder.model.is_some()
-            || !folder.kernel.is_empty()
-            || !folder.ipis.is_empty()
-            || !folder.perf.is_empty();
+        let measured =
+            !folder.kernel.is_empty() || !folder.ipis.is_empty() || !folder.perf.is_empty();
         if measured {
             reports.push((dir, folder.write_up()?));
         }
@@ -998,16 +911,13 @@ mod tests {
             serde_json::json!({
                 "policy": policy, "arch": arch, "mmu": mmu, "cpus": cpus, "workload": "build",
                 "seed": seed, "run": 1, "exits": 1000, "final_drops": 1000, "scanned": 3000,
-                "lazy_found": 40, "ipis": if *policy == "defer" { 0 } else { 40 }, "local": 0,
-                "piggybacked": 0, "deferred": 0, "reaped": 0, "batched_rounds": 1,
-                "batched_ipis": 3, "max_waiting": 1, "longest_wait_ms": 7, "drained": "yes",
-                "drain_ms": 1, "lazy_at_exit": 0, "workload_ms": 1, "times_emulated": true,
-                "skip_flush": false, "jobs": 60, "rounds": 20, "kernel": "7.3.4",
-                "variant": "default", "qemu": ["qemu", "a=b LAZY_TLB_SKIP_FLUSH=0"],
-                "waiting": [], "waiting_exact": true, "counters": {},
+                "handed": 50, "nudged": if *policy == "shootdown" { 40 } else { 0 },
+                "irqs_call": 700, "irqs_tlb": null, "lazy_at_exit": 0, "workload_ms": 1,
+                "jobs": 60, "big": 20, "kernel": "7.3.4", "variant": "default",
+                "qemu": ["qemu", "a=b LAZY_TLB_BIG=20"], "counters": {},
             })
         };
-        let records: Vec<_> = POLICIES.iter().map(record).collect();
+        let records: Vec<_> = policy::ALL.iter().map(record).collect();
         serde_json::to_string(&records).unwrap()
     }
 
@@ -1030,8 +940,10 @@ mod tests {
         written.remove(REPORT).unwrap()
     }
 
-    fn model() -> String {
-        serde_json::to_string(&model::tests::example(&[1, 2])).unwrap()
+    const KERNEL_FILE: &str = "kernel-um-2.json";
+
+    fn kernel() -> String {
+        serde_json::to_string(&kernelbench::tests::example()).unwrap()
     }
 
     /// The cells of a row that begins with these.
@@ -1082,14 +994,13 @@ mod tests {
         assert_eq!(both[3..5], ["1", "1"]);
         let x86 = &report[report.find("### x86_64").unwrap()..];
         let both = row(x86, ["build", "4", "shootdown"]);
-        assert_eq!(both[3..9], ["2", "1, 2", "7.3.4", "2000", "40.00", "3.00"]);
-        assert_eq!(both[16], "7 (emulated)");
-        assert_eq!(row(x86, ["build", "8", "refcount"])[7], "-");
+        assert_eq!(both[3..9], ["2", "1, 2", "7.3.4", "2000", "2000", "3.00"]);
+        assert_eq!(both[9..13], ["100", "80", "700.00", "-"]);
         for file in ["ipis-a.json", "ipis-b.json", "ipis-c.json"] {
             assert!(x86.contains(&format!("From `{file}`")), "{x86}");
         }
         let again = "`cargo xtask bench ipis --arch x86_64 --cpus 4 --seed 2 --jobs 60 \
-             --rounds 20 --workload build`";
+             --big 20 --workload build`";
         assert!(x86.contains(again), "{x86}");
     }
 
@@ -1098,40 +1009,35 @@ mod tests {
         let text = ipis("x86_64", "x86_64", 4, 1);
         let report = report(&[
             ("ipis-a.json", text.clone()),
-            (
-                "ipis-b.json",
-                text.replace("\"skip_flush\":false", "\"skip_flush\":true"),
-            ),
             ("ipis-c.json", text.replace("\"default\"", "\"test\"")),
-            ("ipis-d.json", text.replace("FLUSH=0", "FLUSH=0 quiet x")),
+            ("ipis-d.json", text.replace("BIG=20", "BIG=20 quiet x")),
         ]);
         for title in [
             "### x86_64\n",
-            "### x86_64, flushes skip lazy CPUs\n",
             "### x86_64, variant test\n",
             "### x86_64, quiet x\n",
         ] {
             assert!(report.contains(title), "{title} {report}");
         }
-        for words in [" --skip-flush ", " --variant test ", " --append 'quiet x'`"] {
+        for words in [" --variant test ", " --append 'quiet x'`"] {
             assert!(report.contains(words), "{words} {report}");
         }
     }
 
     #[test]
     fn what_is_missing_is_listed_with_its_command() {
-        let report_of_model = report(&[(model::FILE, model())]);
-        assert!(!report_of_model.contains("- the model"));
+        let report_of_kernel = report(&[(KERNEL_FILE, kernel())]);
+        assert!(!report_of_kernel.contains("- the kernel's own benchmark"));
         for command in [
             "--arch s390`",
             "--arch powerpc`",
             "--arch powerpc --append disable_radix`",
         ] {
-            assert!(report_of_model.contains(command), "{report_of_model}");
+            assert!(report_of_kernel.contains(command), "{report_of_kernel}");
         }
         let hash = report(&[("ipis-a.json", ipis("powerpc", "hash", 4, 1))]);
         assert!(
-            hash.contains("- the model: `cargo xtask bench model`"),
+            hash.contains("- the kernel's own benchmark: `cargo xtask bench kernel --arch um`"),
             "{hash}"
         );
         assert!(hash.contains("of powerpc-radix") && !hash.contains("of powerpc-hash"));
@@ -1139,7 +1045,7 @@ mod tests {
 
     #[test]
     fn a_guest_is_told_from_a_machine_and_its_times_from_times() {
-        let mut guest = lab::tests::example("defer");
+        let mut guest = lab::tests::example("handover");
         let command = "cargo xtask bench perf --arch arm64";
         guest.guest = Some(lab::Guest {
             command: command.into(),
@@ -1150,9 +1056,9 @@ mod tests {
             times_emulated: true,
             host: "Some CPU, 2 CPUs".into(),
         });
-        let name = guest.guest.as_ref().unwrap().file("defer", 2);
-        assert_eq!(name, "perf-guest-arm64-4-test-nosmt-quiet-defer-2.json");
-        let machine = lab::tests::example("defer");
+        let name = guest.guest.as_ref().unwrap().file("handover", 2);
+        assert_eq!(name, "perf-guest-arm64-4-test-nosmt-quiet-handover-2.json");
+        let machine = lab::tests::example("handover");
         let files = [(name, &guest), (machine.file(), &machine)]
             .map(|(name, results)| (name, serde_json::to_string(results).unwrap()));
         let files = files.each_ref().map(|(n, text)| (n.as_str(), text.clone()));
@@ -1173,14 +1079,14 @@ mod tests {
             let results = lab::tests::example(policy);
             (results.file(), serde_json::to_string(&results).unwrap())
         };
-        let boots = ["defer", "refcount"].map(file);
+        let boots = ["handover", "refcount"].map(file);
         let boots = boots
             .each_ref()
             .map(|(name, text)| (name.as_str(), text.clone()));
         let written = loaded(&boots).unwrap().write_up().unwrap();
         let report = &written[REPORT];
         let header = row(report, ["", "refcount", "shootdown"]);
-        assert_eq!(header[3], "defer");
+        assert_eq!(header[3], "handover");
         let trips = row(
             report,
             [
@@ -1191,7 +1097,7 @@ mod tests {
         );
         assert_eq!(trips[3], trips[1]);
         row(report, ["threads, futexes, 1000 trips/s", "-", "missing"]);
-        row(report, ["CPUs interrupted for one mm", "6", "missing"]);
+        row(report, ["CPUs nudged", "6", "missing"]);
         row(
             report,
             ["borrow and give back, 2 CPUs / 1 CPU", "1.02", "missing"],
@@ -1235,7 +1141,7 @@ mod tests {
 
     #[test]
     fn a_file_that_nobody_here_writes_is_named() {
-        let report = report(&[(model::FILE, model()), ("other.json", "{}".into())]);
+        let report = report(&[(KERNEL_FILE, kernel()), ("other.json", "{}".into())]);
         assert!(report.contains("## Not read\n\n- other.json\n"), "{report}");
     }
 
@@ -1244,8 +1150,8 @@ mod tests {
         let cases = [
             ("ipis-a.json", "[", "bench ipis"),
             ("ipis-a.json", "[]", "no record"),
-            ("ipis-a.json", "[{\"policy\": \"defer\"}]", "arch"),
-            (model::FILE, "{}", "what"),
+            ("ipis-a.json", "[{\"policy\": \"handover\"}]", "arch"),
+            (KERNEL_FILE, "{}", "bench kernel"),
             ("perf-a.json", "{}", "lab --import"),
         ];
         for (name, content, why) in cases {
@@ -1260,7 +1166,7 @@ mod tests {
     #[test]
     fn the_same_files_give_the_same_bytes_and_old_plots_go() {
         let dir = folder(&[
-            (model::FILE, model()),
+            (KERNEL_FILE, kernel()),
             ("ipis-a.json", ipis("s390", "s390x", 4, 1)),
             ("ipis-gone.svg", String::new()),
             ("mine.svg", String::new()),
@@ -1288,42 +1194,24 @@ mod tests {
                 REPORT,
                 "ipis-a.json",
                 "ipis-s390-s390x.svg",
-                "mine.svg",
-                model::FILE,
-                MODEL_PLOT
+                KERNEL_FILE,
+                "mine.svg"
             ]
         );
         let report = &first[0].1;
-        for name in ["ipis-s390-s390x.svg", MODEL_PLOT] {
-            assert!(report.contains(&format!("({name})")), "{report}");
-        }
+        assert!(report.contains("(ipis-s390-s390x.svg)"), "{report}");
     }
 
     #[test]
     fn plots_have_their_words() {
         let files = [
-            (model::FILE, model()),
+            (KERNEL_FILE, kernel()),
             ("ipis-a.json", ipis("arm64", "aarch64", 4, 1)),
             ("ipis-b.json", ipis("arm64", "aarch64", 128, 1)),
         ];
         let plots = loaded(&files).unwrap().write_up().unwrap();
-        for (name, words) in [
-            (
-                MODEL_PLOT,
-                [
-                    "refcount",
-                    "ns per trip",
-                    model::LABEL.trim_start_matches("a "),
-                ],
-            ),
-            (
-                "ipis-arm64-aarch64.svg",
-                ["unconditional", "per 1000 exits", "128"],
-            ),
-        ] {
-            for word in words {
-                assert!(plots[name].contains(word), "{name}: {word}");
-            }
+        for word in ["shootdown", "per 1000 exits", "128"] {
+            assert!(plots["ipis-arm64-aarch64.svg"].contains(word), "{word}");
         }
     }
 

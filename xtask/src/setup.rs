@@ -603,7 +603,10 @@ mod tests {
             fake.program("bindgen", "bindgen 0.71.1");
             for arch in &ARCHES {
                 if !arch.is_program() {
-                    fake.program(arch.qemu, "QEMU emulator version 10.0.2 (Debian 1:10.0.2+ds-2)");
+                    fake.program(
+                        arch.qemu,
+                        "QEMU emulator version 10.0.2 (Debian 1:10.0.2+ds-2)",
+                    );
                 }
                 fake.program(arch.gcc, "gcc 12.2.0");
             }
@@ -678,7 +681,8 @@ mod tests {
         assert!(look(&fake.machine, &[x86_64]).is_ok());
         let missing = fake.look().unwrap_err();
         // Debian 12 has no package of the first name.
-        let offered = |package: &str| (package != "qemu-system-s390x").then(|| "1:8.2.1".to_owned());
+        let offered =
+            |package: &str| (package != "qemu-system-s390x").then(|| "1:8.2.1".to_owned());
         let (packages, unmet) = choose(&missing, offered);
         assert_eq!(
             packages,

@@ -16,11 +16,11 @@ use crate::arch::{self, Arch, Firmware, Kind};
 use crate::console::Report;
 use crate::failure::{fail, Exit};
 use crate::guest::{self, Guest, GuestFile};
-use crate::kbuild::{self, Build};
+use crate::kbuild::Build;
 use crate::project::{Project, Workshop};
 use crate::report::{Case, Recorder};
 use crate::series::Selection;
-use crate::{bench, compare, disasm, ktap, litmus, mail, sh, tidy, tree};
+use crate::{bench, compare, disasm, ktap, litmus, mail, policy, sh, tidy, tree};
 
 /// A stage that needs no kernel.
 type HostStage = fn(&Project, &Workshop<'_>) -> Result<Vec<Case>>;
@@ -38,14 +38,10 @@ const KERNEL_STAGES: [&str; 4] = [GUESTS, "off", "run", "bench"];
 /// The stage that boots test guests.
 const GUESTS: &str = "guests";
 
-/// What a guest is booted with.
-pub const POLICIES: [&str; 3] = ["shootdown", "defer", "refcount"];
 /// What a guest is booted with that knows no policy.
 const NO_POLICY: [&str; 1] = ["no-policy"];
 /// The suites that must have run at boot.
 const SUITES: [&str; 2] = ["lazy_tlb", "lazy_tlb_policy"];
-/// Has the console show rounds.
-const ROUNDS: &str = "trace_event=lazy_tlb:lazy_tlb_round tp_printk";
 /// Where other guests have their policy: one that never ends.
 const HANG: &str = "hang";
 /// Seconds until it is given up.
@@ -84,11 +80,11 @@ pub struct Variant {
     append: &'static str,
     /// How many times as long as others its guests may take.
     patience: u32,
-    /// Whether its x86_64 guest goes on to another kernel in the end, with mms that wait.
+    /// Whether its x86_64 guest goes on to another kernel in the end.
     kexec: bool,
     /// Whether UEFI starts one of its guests, where there is any.
     uefi: bool,
-    /// Whether its spinlocks sleep. Such a kernel hangs at boot where trace events go to its console.
+    /// Whether its spinlocks sleep.
     realtime: bool,
 }
 
@@ -143,7 +139,7 @@ impl Variant {
     pub const TEST: Variant = Variant {
         name: "test",
         arches: &[],
-        policies: &POLICIES,
+        policies: &policy::ALL,
         suites: &SUITES,
         append: "",
         patience: 1,
@@ -173,7 +169,7 @@ impl Variant {
     fn firmware(&self, arch: &'static Arch, policy: &str) -> Result<Option<&'static Firmware>> {
         // With the others, suspend to RAM and kexec are without it.
         let firmware = match &arch.uefi {
-            Some(firmware) if self.uefi && policy == POLICIES[0] => firmware,
+            Some(firmware) if self.uefi && policy == policy::DEFAULT => firmware,
             _ => return Ok(None),
         };
         match Path::new(firmware.file).exists() {
@@ -326,8 +322,6 @@ pub struct Built {
     image: PathBuf,
     /// Of the test guests.
     initramfs: PathBuf,
-    /// Whether its console shows rounds: those after the last process ended, too.
-    traces: bool,
 }
 
 /// What waits to be done, shared by the threads that do it.
@@ -502,20 +496,11 @@ impl Work<'_> {
             BOGUS => bogus(project, &guest, &log),
             HANG => hang(project, &guest, &log),
             _ => {
-                // The kernel does what waits in the same way on every architecture.
-                let waits = policy == "defer" && kind.arch().name == "x86_64";
-                let kexecs = waits && built.variant.kexecs(kind.arch());
+                let kexecs = policy == policy::HANDOVER && built.variant.kexecs(kind.arch());
                 let kexec = if kexecs { "LAZY_TLB_KEXEC=1" } else { "" };
                 let ran = guest.run(policy, &format!("{} {kexec}", plan.append), &log);
                 ran.map(|(report, mut cases)| {
                     self.ended.fetch_add(ended(&report), Ordering::Relaxed);
-                    if waits {
-                        let name = "no mm waits when the machine stops";
-                        cases.push(match built.traces {
-                            true => Case::of(name, flushed(&report.text)),
-                            false => Case::skipped(name),
-                        });
-                    }
                     if firmware.is_some() {
                         cases.push(Case::of("EFI is called", efi_called(&report.text)));
                     }
@@ -687,14 +672,10 @@ impl Built {
         let image = build.image()?;
         let kernel = variant.kexecs(arch).then_some(image.as_path());
         let initramfs = test_initramfs(project, shop, &build, kernel)?;
-        let config = std::fs::read_to_string(build.out.join(".config"))?;
         Ok(Built {
             variant,
             image,
             initramfs,
-            traces: arch.name == "x86_64"
-                && kbuild::values(&config).get("EVENT_TRACING") == Some(&"y")
-                && !variant.realtime,
         })
     }
 }
@@ -743,7 +724,7 @@ impl<'a> TestGuest<'a> {
     pub fn run(&self, policy: &str, append: &str, log: &str) -> Result<(Report, Vec<Case>)> {
         // The examples in the Rust documentation know of no policy: once is enough for them. They come
         // with suites that Linux 7.3.4 does not pass with PREEMPT_RT.
-        let suites = match policy == POLICIES[0] && !self.built.variant.realtime {
+        let suites = match policy == policy::DEFAULT && !self.built.variant.realtime {
             true => "",
             false => "kunit.filter_glob=lazy_tlb*",
         };
@@ -779,10 +760,7 @@ impl<'a> TestGuest<'a> {
         let known = !NO_POLICY.contains(&policy);
         let policy = known.then(|| format!("lazy_tlb={policy}"));
         let words = [policy.as_deref().unwrap_or_default(), self.kind.append];
-        let rounds = if self.built.traces { ROUNDS } else { "" };
-        let append = [&words[..], &[rounds, append, variant.append]]
-            .concat()
-            .join(" ");
+        let append = [&words[..], &[append, variant.append]].concat().join(" ");
         Guest {
             append: &append,
             timeout: TEST_TIMEOUT * variant.patience + 10 * longer,
@@ -803,7 +781,7 @@ impl<'a> TestGuest<'a> {
 /// What the kernel does about a policy that it does not know, and about more than one.
 fn bogus(project: &Project, guest: &TestGuest<'_>, log: &str) -> Result<Vec<Case>> {
     let append = format!(
-        "lazy_tlb=shootdown lazy_tlb=defer {} LAZY_TLB_EXITS=10 LAZY_TLB_REPEAT=1",
+        "lazy_tlb=shootdown lazy_tlb=handover {} LAZY_TLB_EXITS=10 LAZY_TLB_REPEAT=1",
         guest::NO_KUNIT
     );
     // The workload's first process reports the policy; a few exits are enough for that.
@@ -811,7 +789,7 @@ fn bogus(project: &Project, guest: &TestGuest<'_>, log: &str) -> Result<Vec<Case
     let report = guest.boot(BOGUS, &append, &initramfs, log)?;
     let policy = report.values("lazy-tlb-run").remove("policy");
     let last = match policy.as_deref() {
-        Some("defer") => Ok(()),
+        Some(policy::HANDOVER) => Ok(()),
         other => Err(anyhow::anyhow!("policy {other:?}")),
     };
     let says = |words: &[&str]| match complains(&report.text, words) {
@@ -825,7 +803,10 @@ fn bogus(project: &Project, guest: &TestGuest<'_>, log: &str) -> Result<Vec<Case
             says(&[BOGUS, "keeping shootdown"]),
         ),
         Case::of("the last of two counts", last),
-        Case::of("the console says so", says(&["defer replaces shootdown"])),
+        Case::of(
+            "the console says so",
+            says(&["handover replaces shootdown"]),
+        ),
     ])
 }
 
@@ -935,33 +916,12 @@ fn left_over(report: &Report) -> Vec<Case> {
 
 /// What a kernel says first.
 const KERNEL: &str = "Linux version ";
-/// What a guest says when it has left an mm waiting.
-const WAITING: &str = "lazy-tlb-guest: waiting=";
+/// What a guest says when its tests are over.
+const TESTED: &str = "lazy-tlb-guest: mms=";
 
-/// Whether the guest left an mm waiting when it stopped, and a round freed it after that.
-fn flushed(console: &str) -> Result<()> {
-    let (_, after) = console
-        .split_once(WAITING)
-        .context("the guest does not say what it left")?;
-    // Another kernel may have come up since.
-    let after = after.split(KERNEL).next().unwrap_or_default();
-    let (count, after) = after.split_once('\n').unwrap_or((after, ""));
-    anyhow::ensure!(
-        count.trim().parse().is_ok_and(|count: u64| count > 0),
-        "the guest could not make an mm wait (waiting={})",
-        count.trim()
-    );
-    anyhow::ensure!(
-        after.contains("lazy_tlb_round:"),
-        "no round since the guest stopped with {} waiting",
-        count.trim()
-    );
-    Ok(())
-}
-
-/// Whether another kernel has come up after the guest left an mm waiting.
+/// Whether another kernel has come up after the tests.
 fn kexeced(console: &str) -> Result<()> {
-    let after = console.split_once(WAITING).map_or("", |(_, after)| after);
+    let after = console.split_once(TESTED).map_or("", |(_, after)| after);
     anyhow::ensure!(
         after.contains(KERNEL) && after.contains("lazy-tlb-guest: cpus="),
         "no other kernel has started a first process"
@@ -1115,23 +1075,23 @@ mod tests {
         assert_eq!(
             kernels(&plan("all", &[])),
             [
-                "x86_64: run off bench x86_64/shootdown x86_64/defer x86_64/refcount x86_64/hang \
+                "x86_64: run off bench x86_64/refcount x86_64/shootdown x86_64/handover x86_64/hang \
                  x86_64/bogus",
-                "arm64: arm64/shootdown arm64/defer arm64/refcount arm64/hang",
-                "s390: s390/shootdown s390/defer s390/refcount s390/hang",
-                "powerpc: powerpc-radix/shootdown powerpc-radix/defer powerpc-radix/refcount \
-                 powerpc-radix/hang powerpc-hash/shootdown powerpc-hash/defer powerpc-hash/refcount \
+                "arm64: arm64/refcount arm64/shootdown arm64/handover arm64/hang",
+                "s390: s390/refcount s390/shootdown s390/handover s390/hang",
+                "powerpc: powerpc-radix/refcount powerpc-radix/shootdown powerpc-radix/handover \
+                 powerpc-radix/hang powerpc-hash/refcount powerpc-hash/shootdown powerpc-hash/handover \
                  powerpc-hash/hang",
             ]
         );
         assert_eq!(
             kernels(&plan("um", &[])),
-            ["um: um/shootdown um/defer um/refcount"]
+            ["um: um/refcount um/shootdown um/handover"]
         );
         assert_eq!(
             kernels(&plan("powerpc-hash", &[])),
             [
-                "powerpc: powerpc-hash/shootdown powerpc-hash/defer powerpc-hash/refcount \
+                "powerpc: powerpc-hash/refcount powerpc-hash/shootdown powerpc-hash/handover \
                  powerpc-hash/hang"
             ]
         );
@@ -1144,7 +1104,7 @@ mod tests {
     fn another_variant_has_guests_only() {
         assert_eq!(
             kernels(&plan_of("kasan", "x86_64", &[])),
-            ["x86_64: kasan/x86_64/shootdown kasan/x86_64/defer kasan/x86_64/refcount"]
+            ["x86_64: kasan/x86_64/refcount kasan/x86_64/shootdown kasan/x86_64/handover"]
         );
         assert_eq!(
             kernels(&plan_of("norust", "powerpc-radix", &[])),
@@ -1152,15 +1112,15 @@ mod tests {
         );
         let all = kernels(&plan_of("all", "x86_64", &[]));
         assert_eq!(all.len(), VARIANTS.len());
-        assert!(all[0].starts_with("x86_64: run off bench x86_64/shootdown"));
+        assert!(all[0].starts_with("x86_64: run off bench x86_64/refcount"));
         assert!(plan_of("all", "x86_64", &[]).wants("litmus"));
         assert!(!plan_of("kasan", "x86_64", &[]).wants("litmus"));
-        let defer = ["defer".to_owned()];
+        let handover = ["handover".to_owned()];
         let plan = Plan {
-            policies: &defer,
+            policies: &handover,
             ..plan_of("test", "x86_64", &[])
         };
-        assert_eq!(kernels(&plan), ["x86_64: run off bench x86_64/defer"]);
+        assert_eq!(kernels(&plan), ["x86_64: run off bench x86_64/handover"]);
         let run = ["run".to_owned()];
         assert!(kernels(&plan_of("kasan", "all", &run)).is_empty());
     }
@@ -1199,21 +1159,13 @@ mod tests {
     }
 
     #[test]
-    fn a_round_counts_only_after_the_guest_has_left_an_mm() {
-        let round = "[    9.0] lazy_tlb_round: policy=defer waiting=1 ipis=1\n";
-        let left = "lazy-tlb-guest: waiting=1\r\nlazy-tlb-guest: done status=0\n";
-        assert!(flushed(&format!("{left}{round}")).is_ok());
-        assert!(flushed(&format!("{round}{left}")).is_err());
-        assert!(flushed(&format!("{}{round}", left.replace("=1", "=0"))).is_err());
-        assert!(flushed(round).is_err());
-
+    fn only_a_kernel_after_the_tests_came_by_kexec() {
+        let tested = "lazy-tlb-guest: mms=2..2\n";
         let next = "[ 0.0] Linux version 7.3.4\nlazy-tlb-guest: cpus=4\n";
-        assert!(flushed(&format!("{left}{round}{next}")).is_ok());
-        assert!(flushed(&format!("{left}{next}{round}")).is_err());
-        assert!(kexeced(&format!("{left}{round}{next}")).is_ok());
-        assert!(kexeced(&format!("{next}{left}{round}")).is_err());
+        assert!(kexeced(&format!("{tested}{next}")).is_ok());
+        assert!(kexeced(&format!("{next}{tested}")).is_err());
         let (silent, _) = next.split_once('\n').unwrap();
-        assert!(kexeced(&format!("{left}{silent}")).is_err());
+        assert!(kexeced(&format!("{tested}{silent}")).is_err());
     }
 
     #[test]
@@ -1224,6 +1176,6 @@ mod tests {
         let said = "[    0.0] lazy_tlb: unknown policy \"bogus\", keeping shootdown\n";
         assert!(of_bogus(said));
         assert!(complains(said, &[BOGUS, "keeping shootdown"]));
-        assert!(!complains(said, &[BOGUS, "keeping defer"]));
+        assert!(!complains(said, &[BOGUS, "keeping handover"]));
     }
 }
