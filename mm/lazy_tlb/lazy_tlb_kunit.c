@@ -70,6 +70,12 @@ static bool counted_by(const char *policy)
 	return !strcmp(policy, "refcount");
 }
 
+/* By its name: what the policy itself says is to be tested. */
+static bool shoots(void)
+{
+	return !strcmp(lazy_tlb_policy_name(), "shootdown");
+}
+
 /* How a CPU has become lazy on an mm, and what came after that. */
 struct trip {
 	const char *borrow;	/* the policy then */
@@ -149,7 +155,7 @@ static void expect_drops(struct kunit *test, const struct counts *before,
 	KUNIT_EXPECT_EQ(test, now.handed - before->handed, remote + local);
 	KUNIT_EXPECT_GE(test, now.scanned - before->scanned, remote + local);
 	KUNIT_EXPECT_EQ(test, now.nudged - before->nudged,
-			lazy_tlb_shoots() ? remote : 0);
+			shoots() ? remote : 0);
 }
 
 /* ---- mms -------------------------------------------------------------- */
@@ -313,7 +319,7 @@ static void expect_lazy(struct kunit *test, unsigned int cpu, struct mm_struct *
 	if (counted_by(trip->borrow))
 		want = 0;
 	else if (trip->dropped)
-		want |= LAZY_TLB_HANDED;
+		want |= LAZY_TLB_SLOT_HANDED;
 	KUNIT_EXPECT_EQ(test, raw_slot(cpu), want);
 	KUNIT_EXPECT_PTR_EQ(test, active_mm_of(cpu), mm);
 }
@@ -330,7 +336,7 @@ static void expect_after_drop(struct kunit *test, unsigned int cpu, struct mm_st
 {
 	struct trip dropped = { .borrow = lazy_tlb_policy_name(), .dropped = true };
 
-	if (lazy_tlb_shoots())
+	if (shoots())
 		expect_let_go(test, cpu);
 	else
 		expect_lazy(test, cpu, mm, &dropped);
@@ -756,7 +762,7 @@ static void use_mm_preempted_and_migrated(struct kunit *test)
 
 		for (i = 0; i < ROAMER_MMS; i++)
 			mmput(roamer->mm[i]);
-		if (lazy_tlb_shoots()) {
+		if (shoots()) {
 			expect_let_go(test, f->cpu[here]);
 			expect_let_go(test, f->cpu[there]);
 		}
@@ -840,7 +846,7 @@ static void every_lazy_cpu_is_found(struct kunit *test)
 		mmput(mm);
 		expect_drops(test, &before, !counted || !lazy, counted ? 0 : lazy, 0);
 		for (i = 1; i <= lazy; i++) {
-			if (!counted && lazy_tlb_shoots())
+			if (!counted && shoots())
 				expect_let_go(test, f->cpu[i]);
 			else
 				KUNIT_EXPECT_PTR_EQ(test, active_mm_of(f->cpu[i]), mm);
@@ -869,7 +875,7 @@ static void last_cpu_frees_the_mm(struct kunit *test)
 	mm = new_mm(test);
 	make_all_lazy(f, mm);
 	mmput(mm);
-	if (lazy_tlb_shoots()) {
+	if (shoots()) {
 		for (i = 1; i < f->nr; i++)
 			expect_let_go(test, f->cpu[i]);
 		/* All but this one. */
@@ -878,7 +884,7 @@ static void last_cpu_frees_the_mm(struct kunit *test)
 	}
 	before = count_now(f);
 	for (i = f->nr; i--; ) {
-		if (!lazy_tlb_shoots()) {
+		if (!shoots()) {
 			KUNIT_EXPECT_EQ(test, count_of(mm), i + 1);
 			expect_lazy(test, f->cpu[i], mm, &dropped);
 		}
@@ -914,11 +920,11 @@ static void counted_and_not(struct kunit *test)
 
 	make_lazy(f, 1, f->park);
 	expect_drops(test, &before, 1, 1, 0);
-	if (lazy_tlb_shoots()) {
+	if (shoots()) {
 		expect_let_go(test, f->cpu[2]);
 	} else {
 		KUNIT_EXPECT_EQ(test, raw_slot(f->cpu[2]),
-				(unsigned long)mm | LAZY_TLB_HANDED);
+				(unsigned long)mm | LAZY_TLB_SLOT_HANDED);
 		expect_mms(test, 1);
 	}
 	make_lazy(f, 2, f->park);
@@ -1073,7 +1079,7 @@ static void drop_waits_for_nobody(struct kunit *test)
 		kthread_queue_work(f->worker[1], &waiter.work);
 		while (!READ_ONCE(waiter.waits))
 			cpu_relax();
-		if (again && lazy_tlb_shoots()) {
+		if (again && shoots()) {
 			lazy_tlb_nudge(f->cpu[1]);
 			lazy_tlb_nudge(f->cpu[1]);
 		}
@@ -1150,7 +1156,7 @@ static void let_go_waits_for_pi_lock(struct kunit *test)
 	raw_spin_unlock_irqrestore(&task->pi_lock, flags);
 
 	KUNIT_EXPECT_TRUE(test, seen);
-	KUNIT_EXPECT_EQ(test, slot, (unsigned long)dropper.mm | LAZY_TLB_HANDED);
+	KUNIT_EXPECT_EQ(test, slot, (unsigned long)dropper.mm | LAZY_TLB_SLOT_HANDED);
 	expect_let_go(test, f->cpu[1]);
 	WRITE_ONCE(lazy.go, true);
 	kthread_flush_work(&lazy.work);
