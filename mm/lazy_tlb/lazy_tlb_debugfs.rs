@@ -2,10 +2,9 @@
 
 //! Lazy TLB state in debugfs.
 //!
-//! - `lazy_tlb/policy`: the policy in force, as `lazy_tlb=` takes it.
-//! - `lazy_tlb/self`: about the mm of the process that reads it: `mm_users`, `mm_count`, and
-//!   `lazy_cpus`, the number of CPUs that are lazy on it. The values are read one after the other
-//!   while the system runs.
+//! `lazy_tlb/self` is about the mm of the process that reads it: `mm_users`, `mm_count`, and
+//! `lazy_cpus`, the number of CPUs that are lazy on it without being counted in `mm_count`. The
+//! values are read one after the other while the system runs.
 
 use kernel::{
     current,
@@ -30,15 +29,8 @@ module! {
 #[pin_data]
 struct LazyTlbDebugfs {
     #[pin]
-    policy: File<()>,
-    #[pin]
     this: File<()>,
     _dir: Dir,
-}
-
-/// Contents of `policy`.
-fn show_policy(_: &(), f: &mut fmt::Formatter<'_>) -> fmt::Result {
-    writeln!(f, "{}", fmt::Adapter(lazy_tlb::policy_name()))
 }
 
 /// Contents of `self`. Runs in the process that reads the file.
@@ -58,7 +50,6 @@ impl kernel::InPlaceModule for LazyTlbDebugfs {
         let dir = Dir::new(c"lazy_tlb");
 
         try_pin_init!(Self {
-            policy <- dir.read_callback_file(c"policy", (), &show_policy),
             this <- dir.read_callback_file(c"self", (), &show_self),
             _dir: dir.clone(),
         })

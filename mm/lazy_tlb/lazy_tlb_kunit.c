@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * KUnit tests of lazy TLB mms: what the slots say while kernel threads borrow
- * an mm, and what the final drop does about CPUs that are lazy on it, under
- * whichever policy was chosen on the command line.
+ * KUnit tests of lazy TLB mms: what the slots and mm_count say while kernel
+ * threads borrow an mm, and what the final drop does about CPUs that are lazy on
+ * it, under each policy, and where the policy changes in between.
  *
  * They run at boot, before the first process. So no user task takes a CPU away
  * from the mm it is lazy on, and nobody else drops mms: that is why counters can
@@ -12,16 +12,21 @@
 #include <linux/cpumask.h>
 #include <linux/delay.h>
 #include <linux/hw_breakpoint.h>
+#include <linux/interrupt.h>
+#include <linux/irq_work.h>
 #include <linux/jiffies.h>
 #include <linux/kthread.h>
 #include <linux/lazy_tlb.h>
 #include <linux/mm.h>
 #include <linux/mm_types.h>
+#include <linux/page_ref.h>
 #include <linux/perf_event.h>
 #include <linux/pm_qos.h>
+#include <linux/random.h>
 #include <linux/sched.h>
 #include <linux/sched/mm.h>
 #include <linux/smp.h>
+#include <linux/spinlock.h>
 #include <linux/string.h>
 #include <linux/vmstat.h>
 
@@ -36,15 +41,81 @@ struct fixture {
 	unsigned int nr;
 	unsigned int cpu[MAX_CPUS];
 	struct kthread_worker *worker[MAX_CPUS];
+	/* What CPUs are lazy on that shall not be lazy on anything else. */
+	struct mm_struct *park;
 	struct pm_qos_request awake;
 	unsigned long *events;
+	const char *boot_policy;
 };
 
-/* ---- what is in force ------------------------------------------------- */
+/* ---- policies --------------------------------------------------------- */
 
-static bool policy_is(const char *name)
+static const char * const policies[] = { "shootdown", "handover", "refcount" };
+
+static void describe_policy(const char * const *policy, char *desc)
 {
-	return !strcmp(lazy_tlb_policy_name(), name);
+	strscpy(desc, *policy, KUNIT_PARAM_DESC_SIZE);
+}
+
+KUNIT_ARRAY_PARAM(policy, policies, describe_policy);
+
+static void set_policy(struct kunit *test, const char *name)
+{
+	KUNIT_ASSERT_EQ(test, lazy_tlb_change_policy(name), 0);
+	KUNIT_ASSERT_STREQ(test, lazy_tlb_policy_name(), name);
+}
+
+static bool counted_by(const char *policy)
+{
+	return !strcmp(policy, "refcount");
+}
+
+/* By its name: what the policy itself says is to be tested. */
+static bool shoots(void)
+{
+	return !strcmp(lazy_tlb_policy_name(), "shootdown");
+}
+
+/* How a CPU has become lazy on an mm, and what came after that. */
+struct trip {
+	const char *borrow;	/* the policy then */
+	const char *now;	/* the policy when something happens to it */
+	bool dropped;		/* by everybody else, before the policy changed */
+};
+
+#define TRIPS(_borrow, _dropped)				\
+	{ _borrow, "shootdown", _dropped },			\
+	{ _borrow, "handover", _dropped },			\
+	{ _borrow, "refcount", _dropped }
+
+static const struct trip trips[] = {
+	TRIPS("shootdown", false),
+	TRIPS("handover", false),
+	TRIPS("refcount", false),
+	TRIPS("handover", true),
+	TRIPS("refcount", true),
+};
+
+static void describe_trip(const struct trip *trip, char *desc)
+{
+	snprintf(desc, KUNIT_PARAM_DESC_SIZE, "%s, %s%s", trip->borrow,
+		 trip->dropped ? "dropped, " : "", trip->now);
+}
+
+KUNIT_ARRAY_PARAM(trip, trips, describe_trip);
+
+/* The first ones: nobody has dropped the mm yet. */
+static const void *borrow_gen_params(struct kunit *test, const void *prev, char *desc)
+{
+	const struct trip *trip = trip_gen_params(test, prev, desc);
+
+	return trip && !trip->dropped ? trip : NULL;
+}
+
+/* Whether each CPU that is lazy holds a reference: it has counted, or was handed one. */
+static bool holds(const struct trip *trip)
+{
+	return trip->dropped || counted_by(trip->borrow);
 }
 
 /* ---- counters --------------------------------------------------------- */
@@ -52,13 +123,9 @@ static bool policy_is(const char *name)
 struct counts {
 	unsigned long final_drops;
 	unsigned long scanned;
-	unsigned long found_lazy;
-	unsigned long ipis;
-	unsigned long local;
-	unsigned long deferred;
-	unsigned long reaped;
-	unsigned long rounds;
-	unsigned long round_ipis;
+	unsigned long handed;
+	unsigned long nudged;
+	unsigned long policy_changes;
 };
 
 static struct counts count_now(struct fixture *f)
@@ -67,57 +134,111 @@ static struct counts count_now(struct fixture *f)
 	return (struct counts) {
 		.final_drops = f->events[LAZY_TLB_FINAL_DROPS],
 		.scanned = f->events[LAZY_TLB_SCANNED],
-		.found_lazy = f->events[LAZY_TLB_FOUND_LAZY],
-		.ipis = f->events[LAZY_TLB_IPIS],
-		.local = f->events[LAZY_TLB_LOCAL],
-		.deferred = f->events[LAZY_TLB_DEFERRED],
-		.reaped = f->events[LAZY_TLB_REAPED],
-		.rounds = f->events[LAZY_TLB_ROUNDS],
-		.round_ipis = f->events[LAZY_TLB_ROUND_IPIS],
+		.handed = f->events[LAZY_TLB_HANDED],
+		.nudged = f->events[LAZY_TLB_NUDGED],
+		.policy_changes = f->events[LAZY_TLB_POLICY_CHANGES],
 	};
 }
 
 /*
  * What has happened since @before must be @drops final drops, of mms that
- * @remote other CPUs and @local times the dropping CPU itself were lazy on.
+ * @remote other CPUs and @local times the dropping CPU itself were lazy on, with
+ * nobody counting.
  */
 static void expect_drops(struct kunit *test, const struct counts *before,
 			 unsigned long drops, unsigned long remote,
 			 unsigned long local)
 {
 	struct counts now = count_now(test->priv);
-	unsigned long ipis = now.ipis - before->ipis;
-
-	if (lazy_tlb_refcounted()) {
-		/* Nobody is lazy on an mm when its count gets to zero. */
-		KUNIT_EXPECT_EQ(test, now.final_drops - before->final_drops, 0);
-		KUNIT_EXPECT_EQ(test, now.found_lazy - before->found_lazy, 0);
-		KUNIT_EXPECT_EQ(test, ipis, 0);
-		return;
-	}
 
 	KUNIT_EXPECT_EQ(test, now.final_drops - before->final_drops, drops);
-	KUNIT_EXPECT_EQ(test, now.found_lazy - before->found_lazy, remote + local);
-	/* Where leaving an mm leaves its mask too, the local CPU may be gone. */
-	KUNIT_EXPECT_GE(test, now.scanned - before->scanned, remote);
-	KUNIT_EXPECT_EQ(test, now.local - before->local, local);
-	if (policy_is("shootdown"))
-		KUNIT_EXPECT_EQ(test, ipis, remote);
-	else if (policy_is("unconditional"))
-		KUNIT_EXPECT_GE(test, ipis, remote);
-	else if (policy_is("defer"))
-		KUNIT_EXPECT_EQ(test, ipis, 0);
-	KUNIT_EXPECT_EQ(test, now.deferred - before->deferred,
-			policy_is("defer") && remote ? drops : 0);
+	KUNIT_EXPECT_EQ(test, now.handed - before->handed, remote + local);
+	KUNIT_EXPECT_GE(test, now.scanned - before->scanned, remote + local);
+	KUNIT_EXPECT_EQ(test, now.nudged - before->nudged,
+			shoots() ? remote : 0);
+}
+
+/* ---- mms -------------------------------------------------------------- */
+
+/*
+ * Whether an mm has been freed is told by a reference on the page that is its
+ * pgd: it is the only one then. Where pgds come from a slab cache, nobody knows.
+ */
+#define MAX_MMS		128
+
+static struct page *pgds[MAX_MMS];
+static unsigned int nr_pgds;
+
+/* How many of those that new_mm() has returned are there. */
+static unsigned int nr_mms(void)
+{
+	unsigned int i, nr = 0;
+
+	for (i = 0; i < nr_pgds; i++)
+		nr += page_ref_count(pgds[i]) > 1;
+	return nr;
+}
+
+static struct mm_struct *new_mm(struct kunit *test)
+{
+	struct mm_struct *mm = mm_alloc();
+	struct page *page;
+
+	KUNIT_ASSERT_NOT_NULL(test, mm);
+	page = virt_to_head_page(mm->pgd);
+	if (!PageSlab(page) && nr_pgds < MAX_MMS) {
+		page_ref_inc(page);
+		pgds[nr_pgds++] = page;
+	}
+	return mm;
+}
+
+static void forget_mms(void)
+{
+	while (nr_pgds) {
+		struct page *page = pgds[--nr_pgds];
+
+		__free_pages(page, compound_order(page));
+	}
+}
+
+/* Wait for something that others do soon. */
+#define wait_for(condition) ({						\
+	unsigned long end_ = jiffies + PATIENCE * HZ;			\
+									\
+	while (!(condition) && time_before(jiffies, end_))		\
+		schedule_timeout_uninterruptible(1);			\
+	(condition);							\
+})
+
+/* @nr of those that new_mm() has returned are there, and no more are freed. */
+static void expect_mms(struct kunit *test, unsigned int nr)
+{
+	if (!nr_pgds)
+		return;
+	wait_for(nr_mms() <= nr);
+	KUNIT_EXPECT_EQ(test, nr_mms(), nr);
+	if (!nr)
+		forget_mms();
+}
+
+static int count_of(struct mm_struct *mm)
+{
+	return atomic_read(&mm->mm_count);
 }
 
 /* ---- other CPUs ------------------------------------------------------- */
+
+static unsigned long raw_slot(unsigned int cpu)
+{
+	return READ_ONCE(*per_cpu_ptr(&lazy_tlb_slot, cpu));
+}
 
 /* Something that a kernel thread does on its CPU. */
 struct order {
 	struct kthread_work work;
 	struct mm_struct *mm;
-	struct mm_struct *slot[2];
+	unsigned long slot[2];
 	struct mm_struct *active_mm;
 };
 
@@ -125,18 +246,18 @@ static void use_fn(struct kthread_work *work)
 {
 	struct order *order = container_of(work, struct order, work);
 
-	order->slot[0] = lazy_tlb_slot_of(smp_processor_id());
+	order->slot[0] = raw_slot(smp_processor_id());
 	kthread_use_mm(order->mm);
-	order->slot[1] = lazy_tlb_slot_of(smp_processor_id());
+	order->slot[1] = raw_slot(smp_processor_id());
 }
 
 static void unuse_fn(struct kthread_work *work)
 {
 	struct order *order = container_of(work, struct order, work);
 
-	order->slot[0] = lazy_tlb_slot_of(smp_processor_id());
+	order->slot[0] = raw_slot(smp_processor_id());
 	kthread_unuse_mm(order->mm);
-	order->slot[1] = lazy_tlb_slot_of(smp_processor_id());
+	order->slot[1] = raw_slot(smp_processor_id());
 	order->active_mm = current->active_mm;
 }
 
@@ -144,7 +265,7 @@ static void look_fn(struct kthread_work *work)
 {
 	struct order *order = container_of(work, struct order, work);
 
-	order->slot[0] = lazy_tlb_slot_of(smp_processor_id());
+	order->slot[0] = raw_slot(smp_processor_id());
 	order->active_mm = current->active_mm;
 }
 
@@ -167,70 +288,58 @@ static void make_lazy(struct fixture *f, unsigned int i, struct mm_struct *mm)
 	command(f->worker[i], unuse_fn, mm);
 }
 
-struct sight {
-	struct mm_struct *slot;
-	struct mm_struct *active_mm;
-};
-
-static void look_ipi(void *arg)
+static void make_all_lazy(struct fixture *f, struct mm_struct *mm)
 {
-	struct sight *sight = arg;
+	unsigned int i;
 
-	sight->slot = lazy_tlb_slot_of(smp_processor_id());
-	sight->active_mm = current->active_mm;
+	for (i = 0; i < f->nr; i++)
+		make_lazy(f, i, mm);
+}
+
+static void look_ipi(void *active_mm)
+{
+	*(struct mm_struct **)active_mm = current->active_mm;
 }
 
 /* Ask the CPU itself, in an interrupt. */
-static void expect_lazy_on(struct kunit *test, unsigned int cpu, struct mm_struct *mm)
+static struct mm_struct *active_mm_of(unsigned int cpu)
 {
-	struct sight sight = {};
+	struct mm_struct *active_mm = NULL;
 
-	KUNIT_EXPECT_PTR_EQ(test, lazy_tlb_slot_of(cpu), mm);
-	KUNIT_EXPECT_EQ(test, smp_call_function_single(cpu, look_ipi, &sight, true), 0);
-	KUNIT_EXPECT_PTR_EQ(test, sight.slot, mm);
-	KUNIT_EXPECT_PTR_EQ(test, sight.active_mm, mm);
+	smp_call_function_single(cpu, look_ipi, &active_mm, true);
+	return active_mm;
 }
 
-/* Not lazy on anything, that is: it has init_mm. */
-static void expect_not_lazy(struct kunit *test, unsigned int cpu)
+/* The CPU is lazy on @mm as @trip says, and may follow it. */
+static void expect_lazy(struct kunit *test, unsigned int cpu, struct mm_struct *mm,
+			const struct trip *trip)
 {
-	struct sight sight = {};
+	unsigned long want = (unsigned long)mm;
 
-	KUNIT_EXPECT_NULL(test, lazy_tlb_slot_of(cpu));
-	KUNIT_EXPECT_EQ(test, smp_call_function_single(cpu, look_ipi, &sight, true), 0);
-	KUNIT_EXPECT_NULL(test, sight.slot);
-	KUNIT_EXPECT_PTR_EQ(test, sight.active_mm, &init_mm);
+	if (counted_by(trip->borrow))
+		want = 0;
+	else if (trip->dropped)
+		want |= LAZY_TLB_SLOT_HANDED;
+	KUNIT_EXPECT_EQ(test, raw_slot(cpu), want);
+	KUNIT_EXPECT_PTR_EQ(test, active_mm_of(cpu), mm);
 }
 
-/*
- * After the last reference to @mm but those of lazy CPUs is gone, @cpu must
- * have let go of it, or may keep it, as the policy wants. Under a policy that
- * defers, there is nothing to say: the mm may go at any time.
- */
-static void expect_dropped(struct kunit *test, unsigned int cpu, struct mm_struct *mm)
+/* Not lazy on anything, that is: it has init_mm. Soon, not at once. */
+static void expect_let_go(struct kunit *test, unsigned int cpu)
 {
-	if (lazy_tlb_refcounted())
-		expect_lazy_on(test, cpu, mm);
-	else if (!policy_is("defer"))
-		expect_not_lazy(test, cpu);
+	KUNIT_EXPECT_TRUE(test, wait_for(!raw_slot(cpu)));
+	KUNIT_EXPECT_PTR_EQ(test, active_mm_of(cpu), &init_mm);
 }
 
-/* ---- mms -------------------------------------------------------------- */
-
-static struct mm_struct *new_mm(struct kunit *test)
+/* What becomes of another CPU that was lazy on @mm when it was dropped. */
+static void expect_after_drop(struct kunit *test, unsigned int cpu, struct mm_struct *mm)
 {
-	struct mm_struct *mm = mm_alloc();
+	struct trip dropped = { .borrow = lazy_tlb_policy_name(), .dropped = true };
 
-	KUNIT_ASSERT_NOT_NULL(test, mm);
-	return mm;
-}
-
-/* @refs references, and one for each of @lazy lazy CPUs, if those count. */
-static void expect_count(struct kunit *test, struct mm_struct *mm, int refs, int lazy)
-{
-	int want = refs + (lazy_tlb_refcounted() ? lazy : 0);
-
-	KUNIT_EXPECT_EQ(test, atomic_read(&mm->mm_count), want);
+	if (shoots())
+		expect_let_go(test, cpu);
+	else
+		expect_lazy(test, cpu, mm, &dropped);
 }
 
 /* ---- before and after each test --------------------------------------- */
@@ -250,7 +359,8 @@ static int lazy_tlb_test_init(struct kunit *test)
 		kunit_skip(test, "needs two online CPUs");
 
 	test->priv = f;
-	/* Deep idle states of some machines let go of a lazy mm by themselves. */
+	f->boot_policy = lazy_tlb_policy_name();
+	/* Deep idle states of some machines load something else. */
 	cpu_latency_qos_add_request(&f->awake, 0);
 
 	for_each_online_cpu(cpu) {
@@ -263,17 +373,26 @@ static int lazy_tlb_test_init(struct kunit *test)
 		f->cpu[f->nr] = cpu;
 		f->worker[f->nr++] = worker;
 	}
+	f->park = mm_alloc();
+	KUNIT_ASSERT_NOT_NULL(test, f->park);
+	make_all_lazy(f, f->park);
 	return set_cpus_allowed_ptr(current, cpumask_of(f->cpu[0]));
 }
 
+/* No test may leave an mm behind, nor free one twice. */
 static void lazy_tlb_test_exit(struct kunit *test)
 {
 	struct fixture *f = test->priv;
 
 	if (!f)
 		return;
-	/* The next test shall not share a round with what waits now. */
-	lazy_tlb_flush_waiting();
+	if (f->park) {
+		make_all_lazy(f, f->park);
+		expect_mms(test, 0);
+		forget_mms();
+		mmput(f->park);
+	}
+	lazy_tlb_change_policy(f->boot_policy);
 	while (f->nr)
 		kthread_destroy_worker(f->worker[--f->nr]);
 	cpu_latency_qos_remove_request(&f->awake);
@@ -281,119 +400,194 @@ static void lazy_tlb_test_exit(struct kunit *test)
 
 /* ---- the slots -------------------------------------------------------- */
 
-/* A CPU whose kernel thread gives an mm back stays lazy on it. */
-static void unuse_mm_publishes(struct kunit *test)
+/* One CPU becomes lazy on a new mm, as @trip says. */
+static struct mm_struct *begin(struct kunit *test, const struct trip *trip)
 {
 	struct fixture *f = test->priv;
 	struct mm_struct *mm = new_mm(test);
+	struct trip fresh = { .borrow = trip->borrow };
 	struct order order;
 
-	expect_count(test, mm, 1, 0);
-
+	set_policy(test, trip->borrow);
 	/* While the thread has the mm it is no borrower, but a user. */
 	order = command(f->worker[1], use_fn, mm);
-	KUNIT_EXPECT_NULL(test, order.slot[1]);
-
+	KUNIT_EXPECT_EQ(test, order.slot[1], 0);
+	KUNIT_EXPECT_EQ(test, count_of(mm), 2);
 	order = command(f->worker[1], unuse_fn, mm);
-	KUNIT_EXPECT_NULL(test, order.slot[0]);
-	KUNIT_EXPECT_PTR_EQ(test, order.slot[1], mm);
+	KUNIT_EXPECT_EQ(test, order.slot[0], 0);
 	KUNIT_EXPECT_PTR_EQ(test, order.active_mm, mm);
+	expect_lazy(test, f->cpu[1], mm, &fresh);
+	KUNIT_EXPECT_EQ(test, count_of(mm), 1 + holds(&fresh));
 
-	expect_lazy_on(test, f->cpu[1], mm);
-	expect_count(test, mm, 1, 1);
+	if (trip->dropped)
+		mmput(mm);
+	set_policy(test, trip->now);
+	expect_lazy(test, f->cpu[1], mm, trip);
+	KUNIT_EXPECT_EQ(test, count_of(mm), !trip->dropped + holds(trip));
+	return mm;
+}
+
+/* The CPU is not lazy on @mm any more, and has dropped what it held. */
+static void end(struct kunit *test, const struct trip *trip, struct mm_struct *mm)
+{
+	if (trip->dropped) {
+		expect_mms(test, 0);
+		return;
+	}
+	KUNIT_EXPECT_EQ(test, count_of(mm), 1);
 	mmput(mm);
+	expect_mms(test, 0);
 }
 
 /* Kernel threads come and go on a lazy CPU: they inherit what it is lazy on. */
 static void kernel_to_kernel_keeps_the_slot(struct kunit *test)
 {
+	const struct trip *trip = test->param_value;
+	struct mm_struct *mm = begin(test, trip);
 	struct fixture *f = test->priv;
 	struct kthread_worker *second;
-	struct mm_struct *mm;
-	struct counts before;
+	int count = count_of(mm);
 	struct order order;
+	unsigned long slot;
 	int i;
 
-	mm = new_mm(test);
 	second = kthread_run_worker_on_cpu(f->cpu[1], 0, "lazy_tlb_2nd/%u");
 	KUNIT_ASSERT_NOT_ERR_OR_NULL(test, second);
-
-	make_lazy(f, 1, mm);
+	slot = raw_slot(f->cpu[1]);
 	for (i = 0; i < 100; i++) {
 		order = command(i & 1 ? f->worker[1] : second, look_fn, NULL);
-		if (order.slot[0] == mm && order.active_mm == mm)
+		if (order.slot[0] == slot && order.active_mm == mm)
 			continue;
-		KUNIT_FAIL(test, "switch %d: slot %p, active_mm %p, not %p", i,
+		KUNIT_FAIL(test, "switch %d: slot %lx, active_mm %p, not %p", i,
 			   order.slot[0], order.active_mm, mm);
 		break;
 	}
-	expect_lazy_on(test, f->cpu[1], mm);
-	expect_count(test, mm, 1, 1);
-
-	before = count_now(f);
-	mmput(mm);
-	expect_drops(test, &before, 1, 1, 0);
+	expect_lazy(test, f->cpu[1], mm, trip);
+	KUNIT_EXPECT_EQ(test, count_of(mm), count);
 	kthread_destroy_worker(second);
+
+	make_lazy(f, 1, f->park);
+	end(test, trip, mm);
 }
 
 /* A thread that takes an mm of its own ends what the CPU was lazy on. */
-static void use_mm_retires(struct kunit *test)
+static void use_mm_returns(struct kunit *test)
 {
+	const struct trip *trip = test->param_value;
+	struct mm_struct *mm = begin(test, trip);
 	struct fixture *f = test->priv;
-	struct mm_struct *other = new_mm(test);
-	struct mm_struct *mm = new_mm(test);
-	struct counts before;
 	struct order order;
 
-	make_lazy(f, 1, mm);
-	order = command(f->worker[1], use_fn, other);
-	KUNIT_EXPECT_PTR_EQ(test, order.slot[0], mm);
-	KUNIT_EXPECT_NULL(test, order.slot[1]);
-	expect_count(test, mm, 1, 0);
-	command(f->worker[1], unuse_fn, other);
-	expect_lazy_on(test, f->cpu[1], other);
+	order = command(f->worker[1], use_fn, f->park);
+	KUNIT_EXPECT_EQ(test, order.slot[1], 0);
+	end(test, trip, mm);
+	command(f->worker[1], unuse_fn, f->park);
+}
 
-	before = count_now(f);
-	mmput(mm);
-	expect_drops(test, &before, 1, 0, 0);
-	expect_lazy_on(test, f->cpu[1], other);
-	mmput(other);
+/* The same, if that is the mm which the CPU is lazy on. */
+static void use_mm_returns_the_same(struct kunit *test)
+{
+	const struct trip *trip = test->param_value;
+	struct trip again = { .borrow = trip->now };
+	struct mm_struct *mm = begin(test, trip);
+	struct fixture *f = test->priv;
+	struct order order;
+
+	order = command(f->worker[1], use_fn, mm);
+	KUNIT_EXPECT_EQ(test, order.slot[1], 0);
+	KUNIT_EXPECT_EQ(test, count_of(mm), 2);
+	command(f->worker[1], unuse_fn, mm);
+	expect_lazy(test, f->cpu[1], mm, &again);
+	KUNIT_EXPECT_EQ(test, count_of(mm), 1 + holds(&again));
+	make_lazy(f, 1, f->park);
+	end(test, trip, mm);
+}
+
+struct let_go {
+	struct mm_struct *mm;
+	struct mm_struct *active_mm;
+	unsigned long slot;
+	bool done;
+	bool again;
+	unsigned int mms;
+};
+
+static void let_go_ipi(void *arg)
+{
+	struct let_go *let_go = arg;
+
+	let_go->done = lazy_tlb_let_go(let_go->mm);
+	let_go->active_mm = current->active_mm;
+	let_go->slot = raw_slot(smp_processor_id());
+	let_go->mms = nr_mms();
+	let_go->again = lazy_tlb_let_go(let_go->mm);
+}
+
+/* An interrupt makes the CPU let go, and frees nothing itself. */
+static void let_go_returns(struct kunit *test)
+{
+	const struct trip *trip = test->param_value;
+	struct let_go let_go = { .mm = begin(test, trip) };
+	struct fixture *f = test->priv;
+
+	smp_call_function_single(f->cpu[1], let_go_ipi, &let_go, true);
+	KUNIT_EXPECT_TRUE(test, let_go.done);
+	KUNIT_EXPECT_PTR_EQ(test, let_go.active_mm, &init_mm);
+	KUNIT_EXPECT_EQ(test, let_go.slot, 0);
+	KUNIT_EXPECT_EQ(test, let_go.mms, nr_pgds);
+	KUNIT_EXPECT_FALSE(test, let_go.again);
+	KUNIT_EXPECT_PTR_EQ(test, active_mm_of(f->cpu[1]), &init_mm);
+	end(test, trip, let_go.mm);
+}
+
+/* A CPU is asked to let go of what it was handed, not of anything else. */
+static void nudge_asks_for_what_was_handed(struct kunit *test)
+{
+	const struct trip *trip = test->param_value;
+	struct mm_struct *mm = begin(test, trip);
+	struct fixture *f = test->priv;
+
+	preempt_disable();
+	lazy_tlb_nudge(f->cpu[1]);
+	preempt_enable();
+	if (trip->dropped && !counted_by(trip->borrow)) {
+		expect_let_go(test, f->cpu[1]);
+	} else {
+		schedule_timeout_uninterruptible(HZ / 20);
+		expect_lazy(test, f->cpu[1], mm, trip);
+		make_lazy(f, 1, f->park);
+	}
+	end(test, trip, mm);
 }
 
 /* The CPU that becomes lazy is the one where the thread gives the mm back. */
 static void unuse_mm_after_migration(struct kunit *test)
 {
-	struct fixture *f = test->priv;
+	const struct trip *trip = test->param_value;
+	struct trip fresh = { .borrow = trip->borrow }, later = { .borrow = trip->now };
 	struct mm_struct *other = new_mm(test);
 	struct mm_struct *mm = new_mm(test);
-	struct mm_struct *slot, *active_mm;
-	struct counts before;
+	struct fixture *f = test->priv;
 
+	set_policy(test, trip->borrow);
 	kthread_use_mm(mm);
 	KUNIT_EXPECT_EQ(test, set_cpus_allowed_ptr(current, cpumask_of(f->cpu[1])), 0);
-	KUNIT_EXPECT_NULL(test, lazy_tlb_slot_of(f->cpu[1]));
+	KUNIT_EXPECT_EQ(test, raw_slot(f->cpu[1]), 0);
 	/* What ran at home after the thread had left was lazy on its mm. */
-	expect_lazy_on(test, f->cpu[0], mm);
+	expect_lazy(test, f->cpu[0], mm, &fresh);
+	KUNIT_EXPECT_EQ(test, count_of(mm), 2 + holds(&fresh));
+	set_policy(test, trip->now);
 	make_lazy(f, 0, other);
+	KUNIT_EXPECT_EQ(test, count_of(mm), 2);
 
 	kthread_unuse_mm(mm);
-	slot = lazy_tlb_slot_of(f->cpu[1]);
-	active_mm = current->active_mm;
-	KUNIT_EXPECT_PTR_EQ(test, slot, mm);
-	KUNIT_EXPECT_PTR_EQ(test, active_mm, mm);
-	expect_lazy_on(test, f->cpu[0], other);
-	expect_count(test, mm, 1, 1);
-	expect_count(test, other, 1, 1);
-
-	before = count_now(f);
-	mmput(mm);
-	expect_drops(test, &before, 1, 0, 1);
-	before = count_now(f);
-	mmput(other);
-	expect_drops(test, &before, 1, 1, 0);
-	expect_dropped(test, f->cpu[0], other);
-
+	expect_lazy(test, f->cpu[1], mm, &later);
+	expect_lazy(test, f->cpu[0], other, &later);
+	KUNIT_EXPECT_EQ(test, count_of(mm), 1 + holds(&later));
+	KUNIT_EXPECT_EQ(test, count_of(other), 1 + holds(&later));
 	KUNIT_EXPECT_EQ(test, set_cpus_allowed_ptr(current, cpumask_of(f->cpu[0])), 0);
+	mmput(mm);
+	mmput(other);
 }
 
 #ifdef CONFIG_X86
@@ -435,12 +629,15 @@ static void nap_fn(struct kthread_work *work)
 /* What this is all about: nobody writes to mm_count. */
 static void trips_write_mm_count_if_refcounted(struct kunit *test)
 {
+	const char *policy = *(const char * const *)test->param_value;
 	struct perf_event * __percpu *watch;
 	struct fixture *f = test->priv;
-	struct mm_struct *mm = new_mm(test);
 	struct perf_event_attr attr;
 	struct napper napper = {};
+	struct mm_struct *mm;
 
+	set_policy(test, policy);
+	mm = new_mm(test);
 	hw_breakpoint_init(&attr);
 	attr.bp_addr = (unsigned long)&mm->mm_count;
 	attr.bp_len = HW_BREAKPOINT_LEN_4;
@@ -469,7 +666,7 @@ static void trips_write_mm_count_if_refcounted(struct kunit *test)
 
 	KUNIT_EXPECT_GE(test, napper.switches, NAPS);
 	KUNIT_EXPECT_EQ(test, napper.stores,
-			lazy_tlb_refcounted() ? 2 * napper.switches : 0);
+			counted_by(policy) ? 2 * napper.switches : 0);
 	mmput(mm);
 }
 #endif
@@ -539,6 +736,7 @@ static void use_mm_preempted_and_migrated(struct kunit *test)
 	if (f->nr < 3)
 		kunit_skip(test, "needs three online CPUs");
 
+	set_policy(test, *(const char * const *)test->param_value);
 	roamer = kunit_kzalloc(test, sizeof(*roamer), GFP_KERNEL);
 	KUNIT_ASSERT_NOT_NULL(test, roamer);
 	worker = kthread_run_worker(0, "lazy_tlb_roamer");
@@ -564,10 +762,13 @@ static void use_mm_preempted_and_migrated(struct kunit *test)
 
 		for (i = 0; i < ROAMER_MMS; i++)
 			mmput(roamer->mm[i]);
-		if (!lazy_tlb_refcounted() && !policy_is("defer")) {
-			KUNIT_EXPECT_NULL(test, lazy_tlb_slot_of(f->cpu[here]));
-			KUNIT_EXPECT_NULL(test, lazy_tlb_slot_of(f->cpu[there]));
+		if (shoots()) {
+			expect_let_go(test, f->cpu[here]);
+			expect_let_go(test, f->cpu[there]);
 		}
+		make_lazy(f, here, f->park);
+		make_lazy(f, there, f->park);
+		expect_mms(test, 0);
 		swap(here, there);
 	}
 	kthread_destroy_worker(worker);
@@ -575,327 +776,523 @@ static void use_mm_preempted_and_migrated(struct kunit *test)
 
 /* ---- the final drop --------------------------------------------------- */
 
-/* An mm that no CPU has borrowed goes without anybody being interrupted. */
+/* An mm that no CPU has borrowed goes at once. */
 static void no_cpu_is_lazy(struct kunit *test)
 {
 	struct fixture *f = test->priv;
-	struct mm_struct *mm = new_mm(test);
 	struct counts before;
-	unsigned int i;
+	struct mm_struct *mm;
 
-	for (i = 0; i < f->nr; i++)
-		KUNIT_EXPECT_PTR_NE(test, lazy_tlb_slot_of(f->cpu[i]), mm);
+	set_policy(test, *(const char * const *)test->param_value);
+	mm = new_mm(test);
 	before = count_now(f);
 	mmput(mm);
 	expect_drops(test, &before, 1, 0, 0);
+	expect_mms(test, 0);
 }
 
-/* The CPU that drops the mm switches without an interrupt. */
+/* The CPU that drops the mm keeps it until it switches, whatever the policy. */
 static void this_cpu_is_lazy(struct kunit *test)
 {
+	const char *policy = *(const char * const *)test->param_value;
+	struct trip dropped = { .borrow = policy, .dropped = true };
 	struct fixture *f = test->priv;
-	struct mm_struct *mm = new_mm(test);
-	struct mm_struct *active_mm;
 	struct counts before;
+	struct mm_struct *mm;
 
+	set_policy(test, policy);
+	mm = new_mm(test);
 	kthread_use_mm(mm);
-	KUNIT_EXPECT_NULL(test, lazy_tlb_slot_of(f->cpu[0]));
 	kthread_unuse_mm(mm);
-	active_mm = current->active_mm;
-	KUNIT_EXPECT_PTR_EQ(test, active_mm, mm);
-	KUNIT_EXPECT_PTR_EQ(test, lazy_tlb_slot_of(f->cpu[0]), mm);
-	expect_count(test, mm, 1, 1);
-
 	before = count_now(f);
 	mmput(mm);
-	expect_drops(test, &before, 1, 0, 1);
-	/* Whether deferred or not, nothing stands in the way here. */
-	active_mm = current->active_mm;
-	if (lazy_tlb_refcounted()) {
-		KUNIT_EXPECT_PTR_EQ(test, active_mm, mm);
-		KUNIT_EXPECT_PTR_EQ(test, lazy_tlb_slot_of(f->cpu[0]), mm);
-	} else {
-		KUNIT_EXPECT_PTR_EQ(test, active_mm, &init_mm);
-		KUNIT_EXPECT_NULL(test, lazy_tlb_slot_of(f->cpu[0]));
-	}
+	expect_drops(test, &before, !counted_by(policy), 0, !counted_by(policy));
+	KUNIT_EXPECT_EQ(test, count_of(mm), 1);
+	/* It has been asked for nothing that comes later. */
+	schedule_timeout_uninterruptible(HZ / 20);
+	expect_lazy(test, f->cpu[0], mm, &dropped);
+	expect_mms(test, 1);
+	make_lazy(f, 0, f->park);
+	expect_mms(test, 0);
 }
 
 /*
- * As many cross-calls as CPUs are lazy. One that was, and has taken another mm
- * since, is in mm_cpumask() of most architectures, but is left alone.
+ * As many are handed a reference as are lazy, however they became so, and not
+ * one that was, and has taken another mm since. Who counts needs none: the mm is
+ * dropped when the last of those has returned it.
  */
 static void every_lazy_cpu_is_found(struct kunit *test)
 {
+	const struct trip *trip = test->param_value;
+	struct trip fresh = { .borrow = trip->borrow };
+	bool counted = counted_by(trip->borrow);
 	struct fixture *f = test->priv;
 	struct mm_struct *mm, *other;
 	struct counts before;
 	unsigned int lazy, i;
 
 	for (lazy = 0; lazy < f->nr; lazy++) {
+		set_policy(test, trip->borrow);
 		mm = new_mm(test);
 		other = new_mm(test);
-
 		for (i = 1; i < f->nr; i++)
 			make_lazy(f, i, mm);
 		for (i = lazy + 1; i < f->nr; i++)
 			make_lazy(f, i, other);
-		expect_count(test, mm, 1, lazy);
-		expect_count(test, other, 1, f->nr - 1 - lazy);
+		KUNIT_EXPECT_EQ(test, count_of(mm), 1 + (counted ? lazy : 0));
+		set_policy(test, trip->now);
 
 		before = count_now(f);
 		mmput(mm);
-		expect_drops(test, &before, 1, lazy, 0);
-		for (i = 1; i <= lazy; i++)
-			expect_dropped(test, f->cpu[i], mm);
+		expect_drops(test, &before, !counted || !lazy, counted ? 0 : lazy, 0);
+		for (i = 1; i <= lazy; i++) {
+			if (!counted && shoots())
+				expect_let_go(test, f->cpu[i]);
+			else
+				KUNIT_EXPECT_PTR_EQ(test, active_mm_of(f->cpu[i]), mm);
+		}
 		for (; i < f->nr; i++)
-			expect_lazy_on(test, f->cpu[i], other);
-
-		before = count_now(f);
+			expect_lazy(test, f->cpu[i], other, &fresh);
+		make_all_lazy(f, f->park);
+		expect_mms(test, 1);
+		KUNIT_EXPECT_EQ(test, count_of(other), 1);
 		mmput(other);
-		expect_drops(test, &before, 1, f->nr - 1 - lazy, 0);
+		expect_mms(test, 0);
 	}
 }
 
-/* Where lazy CPUs count, the mm lives for as long as one of them keeps it. */
-static void refcount_keeps_the_mm(struct kunit *test)
+/* A mm lives as long as a CPU is lazy on it, and not longer. */
+static void last_cpu_frees_the_mm(struct kunit *test)
 {
+	const char *policy = *(const char * const *)test->param_value;
+	struct trip dropped = { .borrow = policy, .dropped = true };
 	struct fixture *f = test->priv;
-	struct mm_struct *mm, *other;
 	struct counts before;
+	struct mm_struct *mm;
+	unsigned int i;
 
-	if (!lazy_tlb_refcounted())
-		kunit_skip(test, "the policy does not count");
+	set_policy(test, policy);
+	mm = new_mm(test);
+	make_all_lazy(f, mm);
+	mmput(mm);
+	if (shoots()) {
+		for (i = 1; i < f->nr; i++)
+			expect_let_go(test, f->cpu[i]);
+		/* All but this one. */
+		KUNIT_EXPECT_TRUE(test, wait_for(count_of(mm) == 1));
+		expect_lazy(test, f->cpu[0], mm, &dropped);
+	}
+	before = count_now(f);
+	for (i = f->nr; i--; ) {
+		if (!shoots()) {
+			KUNIT_EXPECT_EQ(test, count_of(mm), i + 1);
+			expect_lazy(test, f->cpu[i], mm, &dropped);
+		}
+		expect_mms(test, 1);
+		make_lazy(f, i, f->park);
+	}
+	expect_mms(test, 0);
+	/* The count was zero again then: that is not a final drop. */
+	expect_drops(test, &before, counted_by(policy), 0, 0);
+}
+
+/* One CPU has counted, the other has not: the first one drops, then the other. */
+static void counted_and_not(struct kunit *test)
+{
+	const char *policy = *(const char * const *)test->param_value;
+	struct fixture *f = test->priv;
+	struct counts before;
+	struct mm_struct *mm;
+
+	if (f->nr < 3)
+		kunit_skip(test, "needs three online CPUs");
 
 	mm = new_mm(test);
-	other = new_mm(test);
+	set_policy(test, "refcount");
 	make_lazy(f, 1, mm);
+	set_policy(test, "shootdown");
+	make_lazy(f, 2, mm);
+	set_policy(test, policy);
 	before = count_now(f);
-	/* A reference to watch it with. */
-	mmgrab(mm);
 	mmput(mm);
-	expect_count(test, mm, 1, 1);
-	expect_lazy_on(test, f->cpu[1], mm);
-
-	make_lazy(f, 1, other);
-	expect_count(test, mm, 1, 0);
-	expect_count(test, other, 1, 1);
-	mmdrop(mm);
-	mmput(other);
 	expect_drops(test, &before, 0, 0, 0);
+	KUNIT_EXPECT_EQ(test, count_of(mm), 1);
+
+	make_lazy(f, 1, f->park);
+	expect_drops(test, &before, 1, 1, 0);
+	if (shoots()) {
+		expect_let_go(test, f->cpu[2]);
+	} else {
+		KUNIT_EXPECT_EQ(test, raw_slot(f->cpu[2]),
+				(unsigned long)mm | LAZY_TLB_SLOT_HANDED);
+		expect_mms(test, 1);
+	}
+	make_lazy(f, 2, f->park);
+	expect_mms(test, 0);
 }
 
-/* Wait for a number of final drops, which someone else does. */
-static bool wait_for_drops(struct fixture *f, const struct counts *before,
-			   unsigned long drops)
-{
-	unsigned long end = jiffies + PATIENCE * HZ;
+/* ---- wherever the final drop is --------------------------------------- */
 
-	while (count_now(f).final_drops - before->final_drops < drops) {
-		if (time_after(jiffies, end))
-			return false;
-		msleep(20);
-	}
-	return true;
+struct dropper {
+	struct tasklet_struct tasklet;
+	struct irq_work work;
+	struct mm_struct *mm;
+	bool done;
+};
+
+static void tasklet_fn(struct tasklet_struct *tasklet)
+{
+	struct dropper *dropper = from_tasklet(dropper, tasklet, tasklet);
+
+	mmdrop(dropper->mm);
+	WRITE_ONCE(dropper->done, true);
 }
 
-/* Wait until a CPU is not lazy on an mm. */
-static bool wait_for_slot(unsigned int cpu, struct mm_struct *mm)
+static void irq_work_fn(struct irq_work *work)
 {
-	unsigned long end = jiffies + PATIENCE * HZ;
+	struct dropper *dropper = container_of(work, struct dropper, work);
 
-	while (lazy_tlb_slot_of(cpu) == mm) {
-		if (time_after(jiffies, end))
-			return false;
-		msleep(20);
+	mmdrop(dropper->mm);
+	WRITE_ONCE(dropper->done, true);
+}
+
+static void in_bh_disabled(struct dropper *dropper)
+{
+	local_bh_disable();
+	mmdrop(dropper->mm);
+	local_bh_enable();
+}
+
+static void in_irqs_disabled(struct dropper *dropper)
+{
+	local_irq_disable();
+	mmdrop(dropper->mm);
+	local_irq_enable();
+}
+
+static void in_spinlock(struct dropper *dropper)
+{
+	static DEFINE_RAW_SPINLOCK(lock);
+
+	raw_spin_lock(&lock);
+	mmdrop(dropper->mm);
+	raw_spin_unlock(&lock);
+}
+
+static void in_softirq_fn(struct dropper *dropper)
+{
+	tasklet_setup(&dropper->tasklet, tasklet_fn);
+	tasklet_schedule(&dropper->tasklet);
+	wait_for(READ_ONCE(dropper->done));
+	tasklet_kill(&dropper->tasklet);
+}
+
+static void in_hardirq_fn(struct dropper *dropper)
+{
+	dropper->work = IRQ_WORK_INIT_HARD(irq_work_fn);
+	irq_work_queue(&dropper->work);
+	irq_work_sync(&dropper->work);
+}
+
+static void (* const contexts[])(struct dropper *dropper) = {
+	in_bh_disabled,
+	in_irqs_disabled,
+	in_spinlock,
+	in_softirq_fn,
+	in_hardirq_fn,
+};
+
+/* The CPU that drops is lazy as well, so that nothing is freed there. */
+static void drop_in_any_context(struct kunit *test)
+{
+	const char *policy = *(const char * const *)test->param_value;
+	struct trip dropped = { .borrow = policy, .dropped = true };
+	bool counted = counted_by(policy);
+	struct fixture *f = test->priv;
+	struct counts before;
+	unsigned int i;
+
+	set_policy(test, policy);
+	for (i = 0; i < ARRAY_SIZE(contexts); i++) {
+		struct dropper dropper = { .mm = new_mm(test) };
+
+		make_lazy(f, 0, dropper.mm);
+		make_lazy(f, 1, dropper.mm);
+		mmgrab(dropper.mm);
+		mmput(dropper.mm);
+		before = count_now(f);
+		contexts[i](&dropper);
+		expect_drops(test, &before, !counted, !counted, !counted);
+		expect_lazy(test, f->cpu[0], dropper.mm, &dropped);
+		expect_after_drop(test, f->cpu[1], dropper.mm);
+		make_all_lazy(f, f->park);
+		expect_mms(test, 0);
 	}
-	return true;
+}
+
+/* A CPU that waits for a lock, deaf to interrupts. */
+struct waiter {
+	struct kthread_work work;
+	raw_spinlock_t lock;
+	bool waits;
+	bool got_it;
+};
+
+static void wait_fn(struct kthread_work *work)
+{
+	struct waiter *waiter = container_of(work, struct waiter, work);
+	unsigned long flags;
+	int i;
+
+	local_irq_save(flags);
+	WRITE_ONCE(waiter->waits, true);
+	/* Two seconds: if that is not enough, the other one waits as well. */
+	for (i = 0; i < 200000 && !waiter->got_it; i++) {
+		waiter->got_it = raw_spin_trylock(&waiter->lock);
+		udelay(10);
+	}
+	if (waiter->got_it)
+		raw_spin_unlock(&waiter->lock);
+	local_irq_restore(flags);
+}
+
+/* Who drops may hold a lock that the lazy CPU waits for. */
+static void drop_waits_for_nobody(struct kunit *test)
+{
+	struct fixture *f = test->priv;
+	struct waiter waiter = {};
+	struct mm_struct *mm;
+	unsigned int again;
+
+	set_policy(test, *(const char * const *)test->param_value);
+	raw_spin_lock_init(&waiter.lock);
+	/* The second nudge comes while the first one is pending. */
+	for (again = 0; again < 2; again++) {
+		mm = new_mm(test);
+		make_lazy(f, 1, mm);
+		mmgrab(mm);
+		mmput(mm);
+		waiter.waits = false;
+		waiter.got_it = false;
+		kthread_init_work(&waiter.work, wait_fn);
+		raw_spin_lock(&waiter.lock);
+		kthread_queue_work(f->worker[1], &waiter.work);
+		while (!READ_ONCE(waiter.waits))
+			cpu_relax();
+		if (again && shoots()) {
+			lazy_tlb_nudge(f->cpu[1]);
+			lazy_tlb_nudge(f->cpu[1]);
+		}
+		mmdrop(mm);
+		raw_spin_unlock(&waiter.lock);
+		kthread_flush_work(&waiter.work);
+		KUNIT_EXPECT_TRUE(test, waiter.got_it);
+		expect_after_drop(test, f->cpu[1], mm);
+	}
+}
+
+/* Runs until it is told to stop, or drops @mm when it is told to go. */
+struct runner {
+	struct kthread_work work;
+	struct mm_struct *mm;
+	bool runs;
+	bool go;
+};
+
+static void run_fn(struct kthread_work *work)
+{
+	struct runner *runner = container_of(work, struct runner, work);
+
+	WRITE_ONCE(runner->runs, true);
+	while (!READ_ONCE(runner->go))
+		cpu_relax();
+	if (runner->mm)
+		mmdrop(runner->mm);
+}
+
+static void start(struct kthread_worker *worker, struct runner *runner)
+{
+	kthread_init_work(&runner->work, run_fn);
+	kthread_queue_work(worker, &runner->work);
+	while (!READ_ONCE(runner->runs))
+		cond_resched();
 }
 
 /*
- * With interrupts disabled nobody may be interrupted and waited for. The final
- * drop has to happen later, and the CPU stays lazy until then.
+ * Who looks at another task's mm under its pi_lock may still see the one that it
+ * is lazy on. The interrupt must not let that go meanwhile.
  */
-static void irqs_off_drop_is_put_off(struct kunit *test)
+static void let_go_waits_for_pi_lock(struct kunit *test)
 {
+	struct runner lazy = {}, dropper = {};
 	struct fixture *f = test->priv;
-	struct mm_struct *at_drop;
+	struct task_struct *task;
+	unsigned long flags;
+	unsigned long slot;
+	bool seen = false;
+	int i;
+
+	if (f->nr < 3)
+		kunit_skip(test, "needs three online CPUs");
+
+	set_policy(test, "shootdown");
+	dropper.mm = new_mm(test);
+	make_lazy(f, 1, dropper.mm);
+	mmgrab(dropper.mm);
+	mmput(dropper.mm);
+	task = f->worker[1]->task;
+	start(f->worker[1], &lazy);
+	start(f->worker[2], &dropper);
+
+	raw_spin_lock_irqsave(&task->pi_lock, flags);
+	WRITE_ONCE(dropper.go, true);
+	for (i = 0; i < 100000 && !seen; i++) {
+		/* The interrupt has begun. */
+		seen = READ_ONCE(task->active_mm) == &init_mm;
+		udelay(10);
+	}
+	mdelay(10);
+	slot = raw_slot(f->cpu[1]);
+	raw_spin_unlock_irqrestore(&task->pi_lock, flags);
+
+	KUNIT_EXPECT_TRUE(test, seen);
+	KUNIT_EXPECT_EQ(test, slot, (unsigned long)dropper.mm | LAZY_TLB_SLOT_HANDED);
+	expect_let_go(test, f->cpu[1]);
+	WRITE_ONCE(lazy.go, true);
+	kthread_flush_work(&lazy.work);
+	kthread_flush_work(&dropper.work);
+}
+
+/* ---- all at once ------------------------------------------------------ */
+
+#define RACES	600
+
+/* Becomes lazy on @mm, and returns it when it is told to go, a little later. */
+struct racer {
+	struct kthread_work work;
 	struct mm_struct *mm;
-	struct counts before;
+	struct mm_struct *park;
+	atomic_t *ready;
+	unsigned int delay;
+};
 
-	if (lazy_tlb_refcounted())
-		kunit_skip(test, "final drops do not wait where lazy CPUs count");
-
-	mm = new_mm(test);
-	make_lazy(f, 1, mm);
-	mmgrab(mm);
-	mmput(mm);
-	expect_lazy_on(test, f->cpu[1], mm);
-
-	before = count_now(f);
-	/* The worker that does it is bound to this CPU: it cannot run yet. */
-	local_irq_disable();
-	mmdrop(mm);
-	at_drop = lazy_tlb_slot_of(f->cpu[1]);
-	local_irq_enable();
-	KUNIT_EXPECT_PTR_EQ(test, at_drop, mm);
-
-	KUNIT_EXPECT_TRUE(test, wait_for_drops(f, &before, 1));
-	KUNIT_EXPECT_TRUE(test, wait_for_slot(f->cpu[1], mm));
-	/* The worker may not have counted all of it yet. */
-	msleep(100);
-	expect_drops(test, &before, 1, 1, 0);
-	expect_not_lazy(test, f->cpu[1]);
-}
-
-/* ---- deferring -------------------------------------------------------- */
-
-static void skip_unless_defer(struct kunit *test)
+static void get_set_go(atomic_t *ready, unsigned int delay)
 {
-	if (!policy_is("defer"))
-		kunit_skip(test, "the policy is %s", lazy_tlb_policy_name());
+	atomic_dec(ready);
+	while (atomic_read(ready) > 0)
+		cpu_relax();
+	while (delay--)
+		cpu_relax();
 }
 
-/* A CPU lets go by itself before the time is up: no interrupt at all. */
-static void deferred_mm_is_reaped(struct kunit *test)
+static void race_fn(struct kthread_work *work)
+{
+	struct racer *racer = container_of(work, struct racer, work);
+
+	kthread_use_mm(racer->mm);
+	kthread_unuse_mm(racer->mm);
+	get_set_go(racer->ready, racer->delay);
+	kthread_use_mm(racer->park);
+	kthread_unuse_mm(racer->park);
+}
+
+/*
+ * CPUs return an mm while it is dropped, while others may be asked to let go, and
+ * while the policy changes.
+ */
+static void race(struct kunit *test, bool change)
 {
 	struct fixture *f = test->priv;
-	struct mm_struct *mm, *other;
-	struct counts before, now;
-	unsigned long end;
+	unsigned int nr = min(f->nr - 1, 3u), round, i;
+	struct racer racer[3];
+	struct mm_struct *mm;
+	atomic_t ready;
 
-	skip_unless_defer(test);
-	mm = new_mm(test);
-	other = new_mm(test);
-
-	make_lazy(f, 1, mm);
-	before = count_now(f);
-	mmput(mm);
-	now = count_now(f);
-	KUNIT_EXPECT_EQ(test, now.deferred - before.deferred, 1);
-	KUNIT_EXPECT_EQ(test, now.ipis - before.ipis, 0);
-	KUNIT_EXPECT_EQ(test, now.reaped - before.reaped, 0);
-	make_lazy(f, 1, other);
-
-	end = jiffies + PATIENCE * HZ;
-	do {
-		msleep(20);
-		now = count_now(f);
-	} while (now.reaped == before.reaped && time_before(jiffies, end));
-	KUNIT_EXPECT_EQ(test, now.reaped - before.reaped, 1);
-	KUNIT_EXPECT_EQ(test, now.rounds - before.rounds, 0);
-	KUNIT_EXPECT_EQ(test, now.round_ipis - before.round_ipis, 0);
-	KUNIT_EXPECT_EQ(test, now.ipis - before.ipis, 0);
-	expect_lazy_on(test, f->cpu[1], other);
-	mmput(other);
-}
-
-/* Leave each other CPU lazy on an mm of its own, and drop those. */
-static void defer_one_per_cpu(struct kunit *test, struct counts *before)
-{
-	struct fixture *f = test->priv;
-	struct counts now;
-	unsigned int i;
-
-	*before = count_now(f);
-	for (i = 1; i < f->nr; i++) {
-		struct mm_struct *mm = new_mm(test);
-
-		make_lazy(f, i, mm);
+	for (round = 0; round < RACES; round++) {
+		mm = new_mm(test);
+		mmgrab(mm);
+		atomic_set(&ready, nr + 1);
+		for (i = 0; i < nr; i++) {
+			racer[i] = (struct racer) {
+				.mm = mm,
+				.park = f->park,
+				.ready = &ready,
+				.delay = round * (i + 1) % 97,
+			};
+			kthread_init_work(&racer[i].work, race_fn);
+			kthread_queue_work(f->worker[i + 1], &racer[i].work);
+		}
+		while (change && atomic_read(&ready) > 1)
+			set_policy(test, policies[get_random_u32_below(3)]);
+		/* Those who use it have gone on. */
+		while (atomic_read(&ready) > 1)
+			cpu_relax();
 		mmput(mm);
+		get_set_go(&ready, round % 89);
+		mmdrop(mm);
+		for (i = 0; i < nr; i++) {
+			if (change)
+				set_policy(test, policies[(round + i) % 3]);
+			kthread_flush_work(&racer[i].work);
+		}
+		if (round % 100 == 99)
+			expect_mms(test, 0);
 	}
-	now = count_now(f);
-	KUNIT_EXPECT_EQ(test, now.deferred - before->deferred, f->nr - 1);
 }
 
-/* All of them were let go of because of interrupts, in a round. */
-static void expect_round(struct kunit *test, const struct counts *before)
+static void drop_against_return(struct kunit *test)
+{
+	set_policy(test, *(const char * const *)test->param_value);
+	race(test, false);
+}
+
+static void policy_change_against_all(struct kunit *test)
+{
+	race(test, true);
+}
+
+/* What changes nothing is not counted, nor is what is refused. */
+static void policy_changes_are_counted(struct kunit *test)
 {
 	struct fixture *f = test->priv;
-	struct counts now = count_now(f);
+	struct counts before;
 	unsigned int i;
 
-	for (i = 1; i < f->nr; i++)
-		expect_not_lazy(test, f->cpu[i]);
-	KUNIT_EXPECT_EQ(test, now.ipis - before->ipis, 0);
-	KUNIT_EXPECT_EQ(test, now.reaped - before->reaped, 0);
-	KUNIT_EXPECT_EQ(test, now.rounds - before->rounds, 1);
-	/* The CPU that does it, if it is one of them, needs no interrupt. */
-	KUNIT_EXPECT_LE(test, now.round_ipis - before->round_ipis, f->nr - 1);
-	KUNIT_EXPECT_GE(test, now.round_ipis - before->round_ipis, f->nr - 2);
-}
-
-/* CPUs that do not let go in time are interrupted, all at once. */
-static void deferred_mms_share_a_round(struct kunit *test)
-{
-	struct fixture *f = test->priv;
-	struct counts before;
-	unsigned long end;
-
-	skip_unless_defer(test);
-	defer_one_per_cpu(test, &before);
-	end = jiffies + PATIENCE * HZ;
-	while (count_now(f).rounds == before.rounds && time_before(jiffies, end))
-		msleep(20);
-	/* The worker may not have counted all of it yet. */
-	msleep(100);
-	expect_round(test, &before);
-}
-
-/* Nobody has to wait for the time to be up. */
-static void deferred_mms_can_be_flushed(struct kunit *test)
-{
-	struct counts before;
-
-	skip_unless_defer(test);
-	defer_one_per_cpu(test, &before);
-	lazy_tlb_flush_waiting();
-	expect_round(test, &before);
-}
-
-/* Whoever is short of memory does not have to wait for the time to be up either. */
-static void deferred_mms_yield_to_memory_pressure(struct kunit *test)
-{
-	struct fixture *f = test->priv;
-	struct counts before;
-	unsigned long start;
-	int attempt;
-
-	skip_unless_defer(test);
-	/* After a second a scan would have done it: that would show nothing. */
-	for (attempt = 0; attempt < 5; attempt++) {
-		start = jiffies;
-		defer_one_per_cpu(test, &before);
-		KUNIT_EXPECT_EQ(test, lazy_tlb_nr_waiting(), f->nr - 1);
-		drop_slab();
-		while (lazy_tlb_nr_waiting() && time_before(jiffies, start + HZ))
-			msleep(20);
-		if (time_before(jiffies, start + HZ))
-			break;
-		lazy_tlb_flush_waiting();
+	set_policy(test, policies[0]);
+	before = count_now(f);
+	for (i = 1; i <= 6; i++) {
+		set_policy(test, policies[i % 3]);
+		set_policy(test, policies[i % 3]);
+		KUNIT_EXPECT_EQ(test, lazy_tlb_policy_counts(), i % 3 == 2);
+		KUNIT_EXPECT_EQ(test, lazy_tlb_shoots(), i % 3 == 0);
 	}
-	KUNIT_EXPECT_LT(test, attempt, 5);
-	KUNIT_EXPECT_EQ(test, lazy_tlb_nr_waiting(), 0);
-	expect_round(test, &before);
+	KUNIT_EXPECT_EQ(test, lazy_tlb_change_policy("defer"), -EINVAL);
+	KUNIT_EXPECT_STREQ(test, lazy_tlb_policy_name(), policies[0]);
+	KUNIT_EXPECT_EQ(test, count_now(f).policy_changes - before.policy_changes, 6);
 }
 
 static struct kunit_case lazy_tlb_test_cases[] = {
-	KUNIT_CASE(unuse_mm_publishes),
-	KUNIT_CASE(kernel_to_kernel_keeps_the_slot),
-	KUNIT_CASE(use_mm_retires),
-	KUNIT_CASE(unuse_mm_after_migration),
+	KUNIT_CASE_PARAM(kernel_to_kernel_keeps_the_slot, trip_gen_params),
+	KUNIT_CASE_PARAM(use_mm_returns, trip_gen_params),
+	KUNIT_CASE_PARAM(use_mm_returns_the_same, borrow_gen_params),
+	KUNIT_CASE_PARAM(let_go_returns, trip_gen_params),
+	KUNIT_CASE_PARAM(nudge_asks_for_what_was_handed, trip_gen_params),
+	KUNIT_CASE_PARAM(unuse_mm_after_migration, borrow_gen_params),
 #ifdef CONFIG_X86
-	KUNIT_CASE(trips_write_mm_count_if_refcounted),
+	KUNIT_CASE_PARAM(trips_write_mm_count_if_refcounted, policy_gen_params),
 #endif
-	KUNIT_CASE_SLOW(use_mm_preempted_and_migrated),
-	KUNIT_CASE(no_cpu_is_lazy),
-	KUNIT_CASE(this_cpu_is_lazy),
-	KUNIT_CASE(every_lazy_cpu_is_found),
-	KUNIT_CASE(refcount_keeps_the_mm),
-	KUNIT_CASE(irqs_off_drop_is_put_off),
-	KUNIT_CASE_SLOW(deferred_mm_is_reaped),
-	KUNIT_CASE_SLOW(deferred_mms_share_a_round),
-	KUNIT_CASE(deferred_mms_can_be_flushed),
-	KUNIT_CASE(deferred_mms_yield_to_memory_pressure),
+	KUNIT_CASE_PARAM(use_mm_preempted_and_migrated, policy_gen_params),
+	KUNIT_CASE_PARAM(no_cpu_is_lazy, policy_gen_params),
+	KUNIT_CASE_PARAM(this_cpu_is_lazy, policy_gen_params),
+	KUNIT_CASE_PARAM(every_lazy_cpu_is_found, borrow_gen_params),
+	KUNIT_CASE_PARAM(last_cpu_frees_the_mm, policy_gen_params),
+	KUNIT_CASE_PARAM(counted_and_not, policy_gen_params),
+	KUNIT_CASE_PARAM(drop_in_any_context, policy_gen_params),
+	KUNIT_CASE_PARAM(drop_waits_for_nobody, policy_gen_params),
+	KUNIT_CASE(let_go_waits_for_pi_lock),
+	KUNIT_CASE_PARAM(drop_against_return, policy_gen_params),
+	KUNIT_CASE_SLOW(policy_change_against_all),
+	KUNIT_CASE(policy_changes_are_counted),
 	{}
 };
 

@@ -54,15 +54,13 @@ static struct lazy_crowd crowd;
 static void count(const struct lazy_cpus *cpus, void *arg)
 {
 	const struct job *job = arg;
-	struct lazy_self base, s;
+	struct lazy_self s;
 	int attempt;
 
-	/* Born on its only CPU, so nothing else can be lazy on this mm yet. */
-	if (!lazy_self(&base))
-		lazy_fail("cannot read " LAZY_TLB_DIR "self");
-	if (base.lazy_cpus || base.mm_users != 1)
+	lazy_self_or_fail(&s);
+	if (s.lazies || s.mm_users != 1)
 		lazy_fail("a new mm has %ld users and %ld lazy CPUs",
-			  base.mm_users, base.lazy_cpus);
+			  s.mm_users, s.lazies);
 
 	for (attempt = 0; attempt < 20; attempt++) {
 		lazy_occupy(&crowd, cpus, job->lazy, job->how, &s);
@@ -71,17 +69,16 @@ static void count(const struct lazy_cpus *cpus, void *arg)
 			if (syscall(SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0))
 				lazy_fail("membarrier: %s", strerror(errno));
 			lazy_sleep_us(20000);
-			if (!lazy_self(&s))
-				lazy_fail("cannot read " LAZY_TLB_DIR "self");
-			if (s.lazy_cpus != job->lazy)
-				continue;
+			lazy_self_or_fail(&s);
 		}
-		if (lazy_counts_ok(job->refcount, &base, &s))
+		/* The others are seen one by one, after mm_count was. */
+		if (s.mm_count == lazy_base + (job->refcount ? job->lazy : 0) &&
+		    s.lazy_cpus == (job->refcount ? 0 : job->lazy))
 			break;
 	}
 	if (attempt == 20)
-		lazy_fail("mm_count %ld, with %ld of %d lazy CPUs %ld (%s mode)",
-			  base.mm_count, s.lazy_cpus, job->lazy, s.mm_count,
+		lazy_fail("mm_count %ld, with %d lazy CPUs %ld, %ld not counted (%s mode)",
+			  lazy_base, job->lazy, s.mm_count, s.lazy_cpus,
 			  job->refcount ? "refcount" : "another");
 	if (job->how == LAZY_BLOCK && s.mm_users != 1 + job->lazy)
 		lazy_fail("%ld mm_users with %d helper threads", s.mm_users, job->lazy);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
  * fork, exec and exit on all CPUs at once, in an order drawn from a seed, and
- * a count of the mm_structs that are left afterwards.
+ * a count of the mm_structs and page tables that are left afterwards.
  *
  * LAZY_TLB_SEED repeats a run, LAZY_TLB_SECONDS makes it longer.
  */
@@ -200,28 +200,15 @@ TEST_F_TIMEOUT(churn, fork_exit, LAZY_TIMEOUT)
 /* An mm that nobody ever drops warns nowhere: count them. */
 TEST_F_TIMEOUT(churn, no_leak, LAZY_TIMEOUT)
 {
-	/* Where free objects that CPUs keep count as used, leave room for them. */
-	bool exact = lazy_slab_shrink("mm_struct");
-	long room = exact ? 10 + 4 * self->t.cpus.nr : 50 + 50 * self->t.cpus.nr;
-	long before, after;
-	double end;
+	struct lazy_leftovers before;
 
-	before = lazy_slab_objects("mm_struct");
-	if (before < 0)
+	lazy_leftovers(&before);
+	if (before.objects[0] < 0)
 		SKIP(return, "no mm_struct in /proc/slabinfo");
-	churn(_metadata, &self->t, self->tally, NR_ACTIONS, 0, 4 * room);
-	/* A policy that defers frees the last ones after a second or two. */
-	end = lazy_now() + 20;
-	do {
-		lazy_slab_shrink("mm_struct");
-		after = lazy_slab_objects("mm_struct");
-		if (after - before < room)
-			break;
-		lazy_sleep_us(100000);
-	} while (lazy_now() < end);
-	TH_LOG("%ld exits, mm_struct objects %ld before, %ld after",
-	       atomic_load(&self->tally->exits), before, after);
-	EXPECT_LT(after - before, room);
+	churn(_metadata, &self->t, self->tally, NR_ACTIONS, 0,
+	      4 * lazy_leftovers_room(&self->t, &before));
+	TH_LOG("%ld exits", atomic_load(&self->tally->exits));
+	lazy_check_leftovers(_metadata, &self->t, &before);
 }
 
 int main(int argc, char **argv)

@@ -4,7 +4,7 @@
  * by exec, after each way in which a CPU can have become lazy.
  *
  * Apart from what is asserted here, DEBUG_VM_SHOOT_LAZIES makes the kernel
- * itself look for CPUs that kept the dead mm.
+ * itself look for CPUs that still use an mm when it is freed.
  */
 #include "harness.h"
 
@@ -14,7 +14,6 @@
 FIXTURE(exit)
 {
 	struct lazy_test t;
-	bool skipping;
 };
 
 FIXTURE_VARIANT(exit)
@@ -44,8 +43,6 @@ FIXTURE_SETUP(exit)
 
 FIXTURE_TEARDOWN(exit)
 {
-	if (self->skipping)
-		EXPECT_TRUE(lazy_write_file(LAZY_SKIP_FLUSH, "N"));
 	lazy_teardown(_metadata, &self->t);
 }
 
@@ -54,7 +51,6 @@ struct job {
 	bool refcount;
 	bool exec;
 	bool unmap;		/* end by unmapping everything */
-	bool skipped;		/* flushes leave lazy CPUs alone */
 	long tables;		/* page tables to populate first */
 	size_t table_span;	/* what one of them maps */
 };
@@ -65,7 +61,7 @@ static struct lazy_crowd crowd;
  * Touch one page in each of many page tables, so that freeing takes batches. To
  * read is enough: the table then points to the zero page.
  */
-static char *populate(const struct job *job)
+static void populate(const struct job *job)
 {
 	size_t size = job->table_span * job->tables;
 	char *area, sum = 0;
@@ -82,58 +78,17 @@ static char *populate(const struct job *job)
 		sum |= area[i * job->table_span];
 	if (sum)
 		lazy_fail("a new mapping is not empty");
-	return area;
-}
-
-/* Free page tables, and see that CPUs stay lazy nevertheless. */
-static void unmap_under_lazies(const struct job *job, const struct lazy_cpus *cpus,
-			       struct lazy_self *s)
-{
-	int lazy = cpus->nr - 1;
-	int attempt;
-	char *area;
-
-	for (attempt = 0; attempt < 20; attempt++) {
-		area = populate(job);
-		lazy_occupy(&crowd, cpus, lazy, job->how, s);
-		if (munmap(area, job->table_span * job->tables))
-			lazy_fail("munmap: %s", strerror(errno));
-		if (!lazy_self(s))
-			lazy_fail("cannot read " LAZY_TLB_DIR "self");
-		/* Another task may have taken a CPU. */
-		if (s->lazy_cpus == lazy)
-			return;
-	}
-	lazy_fail("%ld of %d CPUs stayed lazy when page tables were freed",
-		  s->lazy_cpus, lazy);
-}
-
-/* How many CPUs but its own a final drop has found lazy, so far. */
-static bool found_remote(long *remote)
-{
-	long found, local;
-
-	if (!lazy_vmstat("lazy_tlb_found_lazy", &found) ||
-	    !lazy_vmstat("lazy_tlb_local", &local))
-		return false;
-	*remote = found - local;
-	return true;
 }
 
 static void leave_lazies_and_end(const struct lazy_cpus *cpus, void *arg)
 {
 	const struct job *job = arg;
-	struct lazy_self base, s;
+	struct lazy_self s;
 
-	if (job->tables && !job->skipped)
+	if (job->tables)
 		populate(job);
-	if (!lazy_self(&base))
-		lazy_fail("cannot read " LAZY_TLB_DIR "self");
-	if (job->skipped)
-		unmap_under_lazies(job, cpus, &s);
-	else
-		lazy_occupy(&crowd, cpus, cpus->nr - 1, job->how, &s);
-	lazy_check_counts(job->refcount, &base, "before the end");
+	lazy_occupy(&crowd, cpus, cpus->nr - 1, job->how, &s);
+	lazy_check_counts(job->refcount, "before the end");
 	if (job->exec)
 		lazy_exec_self(EXEC_CODE);
 	if (job->unmap)
@@ -179,9 +134,8 @@ TEST_F_TIMEOUT(exit, lazies_exec, LAZY_TIMEOUT)
 
 /*
  * With nothing mapped, exit_mmap() has nothing to flush. CPUs that are still lazy
- * when all is unmapped are left to the final drop, on any architecture. (On x86
- * the flush of the unmapping makes them let go, and threads that are killed do so
- * when they exit.)
+ * when all is unmapped are left to the final drop. (On x86 with shootdown the
+ * flush of the unmapping makes them let go.)
  */
 TEST_F_TIMEOUT(exit, nothing_mapped, LAZY_TIMEOUT)
 {
@@ -198,7 +152,7 @@ TEST_F_TIMEOUT(exit, nothing_mapped, LAZY_TIMEOUT)
  * mmu_gather flushes whenever a page full of freed page tables came together.
  * More than two such flushes in one exit_mmap() let the second one meet CPUs
  * that the first has already sent away from the mm: on x86 that removes them
- * from mm_cpumask.
+ * from mm_cpumask. They are lazy on it still, if they have not let go.
  */
 TEST_F_TIMEOUT(exit, sparse, LAZY_TIMEOUT)
 {
@@ -223,95 +177,42 @@ TEST_F_TIMEOUT(exit, sparse, LAZY_TIMEOUT)
 }
 
 /*
- * INVLPGB and hypervisors flush without interrupting lazy CPUs. Those are lazy
- * until the final drop, which has to find them. But where a thread is still
- * there to be killed it leaves the mm when it exits, so that the CPU is not lazy
- * any more when the last thread drops it.
+ * Who exits is lazy itself when it drops the mm: its CPU is handed a reference,
+ * and so are all others that are still lazy. Those are interrupted with shootdown,
+ * unless the flush has done that: one interrupt for each, or none.
  */
-TEST_F_TIMEOUT(exit, skipped_by_flush, LAZY_TIMEOUT)
-{
-	struct job job = {
-		.how = variant->how,
-		.refcount = self->t.refcount,
-		.skipped = true,
-		.tables = 4,
-	};
-	long page = sysconf(_SC_PAGESIZE);
-	long lazy = self->t.cpus.nr - 1;
-	long before, after, remote;
-	const int nr = 20;
-
-	if (access(LAZY_SKIP_FLUSH, W_OK))
-		SKIP(return, "no " LAZY_SKIP_FLUSH);
-	if (!found_remote(&before))
-		SKIP(return, "no lazy_tlb_found_lazy in /proc/vmstat");
-	ASSERT_TRUE(lazy_write_file(LAZY_SKIP_FLUSH, "Y"));
-	self->skipping = true;
-
-	job.table_span = (size_t)page / 8 * page;
-	end_many(_metadata, &self->t, &job, nr, true);
-	ASSERT_TRUE(found_remote(&after));
-	remote = after - before;
-	TH_LOG("%ld other CPUs found lazy by the final drops of %d mms", remote, nr);
-	if (self->t.refcount) {
-		EXPECT_EQ(0, remote);
-	} else if (variant->how == LAZY_BLOCK) {
-		/* Two threads may each take the other for the last one. */
-		EXPECT_GE(nr / 2, remote);
-	} else {
-		/* Not every time: tasks of others take CPUs. */
-		EXPECT_LE(nr * lazy / 2, remote);
-	}
-}
-
-/*
- * The same on every architecture: with nothing mapped, no flush has anything to
- * do with it.
- */
-TEST_F_TIMEOUT(exit, killed_threads_let_go, LAZY_TIMEOUT)
-{
-	struct job job = {
-		.how = variant->how,
-		.refcount = self->t.refcount,
-		.unmap = true,
-	};
-	long before, after;
-	const int nr = 20;
-
-	if (variant->how != LAZY_BLOCK)
-		SKIP(return, "no thread is left to be killed");
-	if (self->t.cpus.nr < 3)
-		SKIP(return, "needs three CPUs");
-	if (!found_remote(&before))
-		SKIP(return, "no lazy_tlb_found_lazy in /proc/vmstat");
-	end_many(_metadata, &self->t, &job, nr, false);
-	ASSERT_TRUE(found_remote(&after));
-	TH_LOG("%ld other CPUs found lazy by the final drops of %d mms",
-	       after - before, nr);
-	EXPECT_GE(nr / 2, after - before);
-}
-
-/*
- * On x86 the flush of the last thread interrupts the CPUs in mm_cpumask. Those
- * that the other threads were killed on have left it.
- */
-TEST_F_TIMEOUT(exit, killed_threads_are_not_flushed, LAZY_TIMEOUT)
+TEST_F_TIMEOUT(exit, handed, LAZY_TIMEOUT)
 {
 	struct job job = { .how = variant->how, .refcount = self->t.refcount };
+	long handed, nudged, final_drops, slack = self->t.cpus.nr;
+	long lazy = self->t.cpus.nr - 1;
+	struct lazy_drops before, after;
 	const int nr = 20;
-	long before, after;
 
-	if (variant->how != LAZY_BLOCK)
-		SKIP(return, "no thread is left to be killed");
-	if (self->t.refcount)
-		SKIP(return, "a CPU that is refcounted stays lazy");
-	before = lazy_irqs(lazy_tlb_call);
-	if (before < 0)
-		SKIP(return, "no TLB flushes in /proc/interrupts");
+	if (!lazy_drops(&before))
+		SKIP(return, "no lazy_tlb_handed in /proc/vmstat");
 	end_many(_metadata, &self->t, &job, nr, false);
-	after = lazy_irqs(lazy_tlb_call);
-	TH_LOG("%ld interrupts for the TLB flushes of %d mms", after - before, nr);
-	EXPECT_GE(nr / 2, after - before);
+	ASSERT_TRUE(lazy_drops(&after));
+	final_drops = after.final_drops - before.final_drops;
+	handed = after.handed - before.handed;
+	nudged = after.nudged - before.nudged;
+	TH_LOG("%ld CPUs handed a reference by %ld final drops, %ld of them interrupted",
+	       handed, final_drops, nudged);
+
+	if (self->t.refcount) {
+		EXPECT_EQ(0, handed);
+	} else {
+		EXPECT_LE(nr, final_drops);
+		/* Not every time: tasks of others take CPUs. */
+		EXPECT_LE(nr + (self->t.shootdown ? 0 : nr * lazy / 2), handed);
+	}
+	if (!self->t.shootdown) {
+		EXPECT_EQ(0, nudged);
+	} else {
+		/* All but the CPU that drops. */
+		EXPECT_GE(handed, nudged);
+		EXPECT_LE(handed - final_drops - slack, nudged);
+	}
 }
 
 int main(int argc, char **argv)

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
  * A CPU goes offline while it is lazy on an mm: it must let go of it, and the
- * final drop must not wait for it, whether it comes before or after its return.
+ * final drop must leave it alone, whether it comes before or after its return.
  *
  * LAZY_TLB_SECONDS has CPUs come and go for longer under churn.
  */
@@ -83,19 +83,16 @@ static struct lazy_crowd crowd;
 static void offline_and_end(const struct lazy_cpus *cpus, void *arg)
 {
 	const struct job *job = arg;
-	struct lazy_self base, s;
+	struct lazy_self s;
 
-	if (!lazy_self(&base))
-		lazy_fail("cannot read " LAZY_TLB_DIR "self");
 	lazy_occupy(&crowd, cpus, cpus->nr - 1, job->how, &s);
 	if (!lazy_set_online(job->victim, false))
 		lazy_fail("cannot take CPU %d offline: %s", job->victim, strerror(errno));
-	if (!lazy_self(&s))
-		lazy_fail("cannot read " LAZY_TLB_DIR "self");
-	if (s.lazy_cpus > cpus->nr - 2)
+	lazy_self_or_fail(&s);
+	if (s.lazies > cpus->nr - 2)
 		lazy_fail("CPU %d is offline, but %ld of %d CPUs are lazy",
-			  job->victim, s.lazy_cpus, cpus->nr - 1);
-	lazy_check_counts(job->refcount, &base, "with a CPU offline");
+			  job->victim, s.lazies, cpus->nr - 1);
+	lazy_check_counts(job->refcount, "with a CPU offline");
 	if (job->back && !lazy_set_online(job->victim, true))
 		lazy_fail("cannot bring CPU %d back: %s", job->victim, strerror(errno));
 }

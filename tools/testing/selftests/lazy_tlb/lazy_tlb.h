@@ -39,10 +39,11 @@
 #define SYS_process_mrelease	448
 #endif
 
-#define LAZY_TLB_DIR	"/sys/kernel/debug/lazy_tlb/"
+/* What is in force, and may be written. */
+#define LAZY_TLB_POLICY	"/sys/module/kernel/parameters/lazy_tlb"
 
-/* Makes x86 flushes leave lazy CPUs alone, as those of some machines do. */
-#define LAZY_SKIP_FLUSH	"/sys/kernel/debug/x86/tlb_skip_lazy_cpus"
+/* About the mm of the reader. */
+#define LAZY_TLB_SELF	"/sys/kernel/debug/lazy_tlb/self"
 
 #define LAZY_MAX_CPUS	CPU_SETSIZE
 
@@ -166,18 +167,31 @@ static inline void lazy_sleep_us(long us)
 
 static inline bool lazy_policy(char *buf, size_t size)
 {
-	if (!lazy_read_file(LAZY_TLB_DIR "policy", buf, size))
+	if (!lazy_read_file(LAZY_TLB_POLICY, buf, size))
 		return false;
 	buf[strcspn(buf, " \t\n")] = '\0';
 	return *buf;
+}
+
+static const char * const lazy_policies[] = { "shootdown", "handover", "refcount" };
+
+#define LAZY_NR_POLICIES	3
+
+static inline bool lazy_set_policy(const char *policy)
+{
+	return lazy_write_file(LAZY_TLB_POLICY, policy);
 }
 
 /* About the mm of the calling process. */
 struct lazy_self {
 	long mm_users;
 	long mm_count;
-	long lazy_cpus;
+	long lazy_cpus;		/* without those that count in mm_count */
+	long lazies;		/* with those */
 };
+
+/* What mm_count is while no CPU is lazy on the mm. */
+static long lazy_base = 1;
 
 static inline bool lazy_field(const char *text, const char *key, long *value)
 {
@@ -200,10 +214,19 @@ static inline bool lazy_self(struct lazy_self *s)
 {
 	char buf[256];
 
-	return lazy_read_file(LAZY_TLB_DIR "self", buf, sizeof(buf)) &&
-	       lazy_field(buf, "mm_users", &s->mm_users) &&
-	       lazy_field(buf, "mm_count", &s->mm_count) &&
-	       lazy_field(buf, "lazy_cpus", &s->lazy_cpus);
+	if (!lazy_read_file(LAZY_TLB_SELF, buf, sizeof(buf)) ||
+	    !lazy_field(buf, "mm_users", &s->mm_users) ||
+	    !lazy_field(buf, "mm_count", &s->mm_count) ||
+	    !lazy_field(buf, "lazy_cpus", &s->lazy_cpus))
+		return false;
+	s->lazies = s->lazy_cpus + s->mm_count - lazy_base;
+	return true;
+}
+
+static inline void lazy_self_or_fail(struct lazy_self *s)
+{
+	if (!lazy_self(s))
+		lazy_fail("cannot read " LAZY_TLB_SELF);
 }
 
 /* Wait until exactly @want CPUs are lazy on the caller's mm. */
@@ -214,7 +237,7 @@ static inline bool lazy_wait(long want, long timeout_ms, struct lazy_self *s)
 	do {
 		if (!lazy_self(s))
 			return false;
-		if (s->lazy_cpus == want)
+		if (s->lazies == want)
 			return true;
 		lazy_sleep_us(200);
 	} while (lazy_now() < end);
@@ -260,16 +283,18 @@ static inline long lazy_irqs(const char * const *texts)
 	return sum;
 }
 
-/* How many mms wait for lazy CPUs, by the policy that defers; -1 if unknown. */
-static inline long lazy_waiting(void)
-{
-	long deferred, reaped, flushed;
+/* What the final drops of all mms have done so far. */
+struct lazy_drops {
+	long final_drops;
+	long handed;
+	long nudged;
+};
 
-	if (!lazy_vmstat("lazy_tlb_deferred", &deferred) ||
-	    !lazy_vmstat("lazy_tlb_reaped", &reaped) ||
-	    !lazy_vmstat("lazy_tlb_flushed", &flushed))
-		return -1;
-	return deferred - reaped - flushed;
+static inline bool lazy_drops(struct lazy_drops *d)
+{
+	return lazy_vmstat("lazy_tlb_final_drops", &d->final_drops) &&
+	       lazy_vmstat("lazy_tlb_handed", &d->handed) &&
+	       lazy_vmstat("lazy_tlb_nudged", &d->nudged);
 }
 
 /* Free objects that a CPU keeps for itself count as used: have them given up. */
@@ -385,6 +410,7 @@ static inline int lazy_run(const struct lazy_cpus *cpus,
 			   void (*fn)(const struct lazy_cpus *cpus, void *arg),
 			   void *arg)
 {
+	struct lazy_self s;
 	int status;
 	pid_t pid;
 
@@ -393,6 +419,9 @@ static inline int lazy_run(const struct lazy_cpus *cpus,
 	fflush(NULL);
 	pid = fork();
 	if (!pid) {
+		/* Born on its only CPU: nobody is lazy on this mm yet. */
+		if (lazy_self(&s))
+			lazy_base = s.mm_count;
 		fn(cpus, arg);
 		_exit(0);
 	}
@@ -560,7 +589,7 @@ static inline void lazy_occupy(struct lazy_crowd *crowd,
 {
 	int attempt, i;
 
-	s->lazy_cpus = -1;
+	s->lazies = -1;
 	if (how == LAZY_BLOCK && !crowd->nr)
 		lazy_crowd_start(crowd, cpus, nr);
 	for (attempt = 0; attempt < 50; attempt++) {
@@ -583,40 +612,27 @@ static inline void lazy_occupy(struct lazy_crowd *crowd,
 			return;
 	}
 	lazy_fail("%d CPUs should be lazy on this mm, the kernel says %ld",
-		  nr, s->lazy_cpus);
+		  nr, s->lazies);
 }
 
 /*
- * How many mm_count references @now has beyond @base, for the lazy CPUs both
- * report: one for each in refcount mode, none in every other.
+ * All lazy CPUs count in mm_count in refcount mode, none in every other. The
+ * kernel reads mm_count first and counts other lazy CPUs then: one may begin or
+ * end being lazy in between. What stays like that is wrong.
  */
-static inline bool lazy_counts_ok(bool refcount, const struct lazy_self *base,
-				  const struct lazy_self *now)
-{
-	long lazies = refcount ? now->lazy_cpus - base->lazy_cpus : 0;
-
-	return now->mm_count - base->mm_count == lazies;
-}
-
-/*
- * The kernel reads mm_count first and counts lazy CPUs then. A CPU may begin or
- * end being one in between; two numbers that stay apart are wrong.
- */
-static inline void lazy_check_counts(bool refcount, const struct lazy_self *base,
-				     const char *when)
+static inline void lazy_check_counts(bool refcount, const char *when)
 {
 	double end = lazy_now() + 2;
 	struct lazy_self s;
 
 	do {
-		if (!lazy_self(&s))
-			lazy_fail("cannot read " LAZY_TLB_DIR "self");
-		if (lazy_counts_ok(refcount, base, &s))
+		lazy_self_or_fail(&s);
+		if (refcount ? !s.lazy_cpus && s.lazies >= 0 : s.mm_count == lazy_base)
 			return;
 		lazy_sleep_us(1000);
 	} while (lazy_now() < end);
-	lazy_fail("%s: mm_count %ld at first, %ld with %ld lazy CPUs", when,
-		  base->mm_count, s.mm_count, s.lazy_cpus);
+	lazy_fail("%s: mm_count %ld at first, %ld with %ld other lazy CPUs", when,
+		  lazy_base, s.mm_count, s.lazy_cpus);
 }
 
 #endif /* SELFTESTS_LAZY_TLB_H */

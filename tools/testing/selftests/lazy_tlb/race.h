@@ -32,6 +32,7 @@ struct lazy_race {
 	unsigned int burst;	/* rounds from one wake-up to the next */
 	double seconds;		/* one burst at least */
 	bool crowded;		/* others run on these CPUs, which may be offline */
+	void (*between)(const struct lazy_race *race);	/* while the other is blocked */
 	unsigned int seed;
 
 	struct lazy_line round;	/* futex; UINT_MAX ends */
@@ -120,8 +121,11 @@ static inline void lazy_race(struct lazy_race *race, struct lazy_race_outcome *o
 	do {
 		window = &windows[round % race->burst != 0];
 		/* Let the other thread block, and its CPU become lazy. */
-		if (round % race->burst == 0)
+		if (round % race->burst == 0) {
 			lazy_sleep_us(lazy_random(&race->seed) % 200);
+			if (race->between)
+				race->between(race);
+		}
 		for (i = 0; i < ARRAY_SIZE(race->busy); i++)
 			lazy_put(&race->busy[i], 0);
 		lazy_put(&race->x, 0);

@@ -117,18 +117,15 @@ static void sleep_machine(const struct job *job)
 static void sleep_and_end(const struct lazy_cpus *cpus, void *arg)
 {
 	const struct job *job = arg;
-	struct lazy_self base, s;
+	struct lazy_self s;
 
-	if (!lazy_self(&base))
-		lazy_fail("cannot read " LAZY_TLB_DIR "self");
 	lazy_occupy(NULL, cpus, cpus->nr - 1, LAZY_ROAM, &s);
 	sleep_machine(job);
-	if (!lazy_self(&s))
-		lazy_fail("cannot read " LAZY_TLB_DIR "self");
+	lazy_self_or_fail(&s);
 	/* Who has been offline has let go, and no thread of this process was there since. */
-	if (job->offline && s.lazy_cpus)
-		lazy_fail("%ld CPUs are lazy on the mm that have been offline", s.lazy_cpus);
-	lazy_check_counts(job->refcount, &base, "after sleep");
+	if (job->offline && s.lazies)
+		lazy_fail("%ld CPUs are lazy on the mm that have been offline", s.lazies);
+	lazy_check_counts(job->refcount, "after sleep");
 }
 
 TEST_F_TIMEOUT(suspend, lazy, LAZY_TIMEOUT)

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
  * Much at once of what makes CPUs lazy on an mm or ends one: exec, threads that
- * exit, kills, core dumps, ptrace(2), membarrier(2), CPU hotplug and others. Each
- * ingredient is done by a process of its own, some of them at a time, in an
- * order drawn from a seed. In the end no process, no reference and no mm may be
- * left.
+ * exit, kills, core dumps, ptrace(2), membarrier(2), CPU hotplug, changes of the
+ * policy and others. Each ingredient is done by a process of its own, some of
+ * them at a time, in an order drawn from a seed. In the end no process, no
+ * reference and no mm may be left.
  *
  * LAZY_TLB_SEED repeats a run, LAZY_TLB_SECONDS makes it longer, and
  * LAZY_TLB_TORTURE=name,name leaves out all other ingredients. What disturbs the
@@ -52,6 +52,7 @@ enum event {
 	HOTPLUGS,
 	OOMS,
 	TOGGLES,
+	POLICIES,
 	PROGRAMS,
 	EFI_CALLS,
 	RINGS,
@@ -71,6 +72,7 @@ static const char * const event_name[NR_EVENTS] = {
 	[HOTPLUGS] = "hotplug cycles",
 	[OOMS] = "OOM kills",
 	[TOGGLES] = "toggles",
+	[POLICIES] = "policy changes",
 	[PROGRAMS] = "BPF programs",
 	[EFI_CALLS] = "EFI calls",
 	[RINGS] = "rings",
@@ -104,6 +106,7 @@ static struct {
 	struct lazy_cpus can;	/* CPUs that can be taken offline */
 	struct tally *tally;
 	bool known;		/* the policy */
+	char policy[32];	/* what was there before */
 	char dir[32];		/* for files */
 	char key[ARRAY_SIZE(key_file)][16];	/* what was there before */
 	struct memcg memcg;
@@ -844,6 +847,24 @@ static bool unit_text_poke(unsigned int *seed)
 	return true;
 }
 
+/* The policy changes under mms that were borrowed under another. */
+static const char *lacks_policy(void)
+{
+	return access(LAZY_TLB_POLICY, W_OK) ? "no " LAZY_TLB_POLICY " to write" : NULL;
+}
+
+static bool unit_policy(unsigned int *seed)
+{
+	const char *policy = lazy_policies[lazy_random(seed) % LAZY_NR_POLICIES];
+
+	go_somewhere(seed);
+	if (!lazy_set_policy(policy))
+		fail("%s: %s", policy, strerror(errno));
+	count(POLICIES, 1);
+	lazy_sleep_us(lazy_random(seed) % 2000);
+	return true;
+}
+
 /*
  * A JIT writes code in the same way, but without the breakpoints that static
  * keys need on x86.
@@ -1040,6 +1061,7 @@ static const struct ingredient ingredients[] = {
 	{ .name = "hotplug", .unit = unit_hotplug, .lacks = lacks_hotplug },
 	{ .name = "oom", .unit = unit_oom, .lacks = lacks_oom },
 	{ .name = "text_poke", .unit = unit_text_poke, .lacks = lacks_text_poke },
+	{ .name = "policy", .unit = unit_policy, .lacks = lacks_policy },
 	{ .name = "bpf", .unit = unit_bpf, .lacks = lacks_bpf },
 	{ .name = "efi", .unit = unit_efi, .lacks = lacks_efi },
 	{ .name = "memcg", .unit = unit_memcg, .lacks = lacks_memcg },
@@ -1175,30 +1197,6 @@ static bool memcg_take_down(struct memcg *memcg)
 	return ok;
 }
 
-/* What dies with an mm. The second is a cache of its own on arm64 only. */
-static const char * const slab_name[] = { "mm_struct", "pgd_cache" };
-
-struct slabs {
-	long objects[ARRAY_SIZE(slab_name)];
-	bool exact;	/* free objects are not counted */
-	long threads;	/* those of others come and go */
-};
-
-static void slabs_read(struct slabs *slabs)
-{
-	char load[128];
-	size_t i;
-
-	slabs->exact = true;
-	for (i = 0; i < ARRAY_SIZE(slab_name); i++) {
-		slabs->exact &= lazy_slab_shrink(slab_name[i]) || i;
-		slabs->objects[i] = lazy_slab_objects(slab_name[i]);
-	}
-	if (!lazy_read_file("/proc/loadavg", load, sizeof(load)) ||
-	    sscanf(load, "%*f %*f %*f %*d/%ld", &slabs->threads) != 1)
-		slabs->threads = 0;
-}
-
 /* ---- the test --------------------------------------------------------- */
 
 FIXTURE(torture)
@@ -1219,6 +1217,7 @@ FIXTURE_SETUP(torture)
 	ASSERT_NE(MAP_FAILED, storm.tally);
 	storm.cpus = self->t.cpus;
 	storm.known = self->t.known;
+	memcpy(storm.policy, self->t.policy, sizeof(storm.policy));
 	lazy_cpus_can_offline(&storm.cpus, &storm.can);
 	snprintf(storm.dir, sizeof(storm.dir), "/tmp/lazy_tlb.XXXXXX");
 	if (!mkdtemp(storm.dir))
@@ -1242,6 +1241,8 @@ FIXTURE_TEARDOWN(torture)
 	if (!lacks_hotplug())
 		for (i = 0; i < storm.can.nr; i++)
 			EXPECT_TRUE(lazy_set_online(storm.can.cpu[i], true));
+	if (!lacks_policy())
+		EXPECT_TRUE(lazy_set_policy(storm.policy));
 	EXPECT_TRUE(keys_restore());
 	EXPECT_TRUE(memcg_take_down(&storm.memcg));
 	if (*storm.dir) {
@@ -1356,64 +1357,29 @@ static void shuffle(int *order, int nr, unsigned int *seed)
 /* The storm is over: CPUs become lazy as ever, and hold what they should. */
 static void become_lazy(const struct lazy_cpus *cpus, void *refcount)
 {
-	struct lazy_self base, s;
+	struct lazy_self s;
 
-	if (!lazy_self(&base))
-		lazy_fail("cannot read " LAZY_TLB_DIR "self");
 	lazy_occupy(&crowd, cpus, cpus->nr - 1, LAZY_BLOCK, &s);
-	lazy_check_counts(*(bool *)refcount, &base, "after the storm");
+	lazy_check_counts(*(bool *)refcount, "after the storm");
 }
 
 static void check_settled(struct __test_metadata *_metadata, struct lazy_test *t)
 {
-	double end = lazy_now() + 60;
+	struct lazy_self s;
 	int status;
 
-	if (!t->known) {
-		TH_LOG("left out: lazy state: no " LAZY_TLB_DIR "policy");
+	if (!t->known || !lazy_self(&s)) {
+		TH_LOG("left out: lazy state: no " LAZY_TLB_SELF);
 		return;
 	}
 	status = lazy_run(&t->cpus, become_lazy, &t->refcount);
 	lazy_assert_exited(_metadata, status, 0);
-	/* A policy that defers frees the last ones after a second or two. */
-	while (lazy_waiting() > 0 && lazy_now() < end)
-		lazy_sleep_us(100000);
-	EXPECT_GE(0, lazy_waiting())
-		TH_LOG("%ld mms still wait for lazy CPUs", lazy_waiting());
-}
-
-static void check_slabs(struct __test_metadata *_metadata, const struct slabs *before)
-{
-	/* Free objects in per-CPU caches count as used: leave room for them. */
-	long room = before->exact ? 10 + 4 * storm.cpus.nr : 50 + 50 * storm.cpus.nr;
-	double end = lazy_now() + 30;
-	struct slabs now;
-	long others;
-	bool more;
-	size_t i;
-
-	do {
-		more = false;
-		slabs_read(&now);
-		others = now.threads > before->threads ? now.threads - before->threads : 0;
-		for (i = 0; i < ARRAY_SIZE(slab_name); i++)
-			more |= now.objects[i] - before->objects[i] > room + others;
-		if (more)
-			lazy_sleep_us(100000);
-	} while (more && lazy_now() < end);
-	for (i = 0; i < ARRAY_SIZE(slab_name); i++)
-		if (before->objects[i] >= 0)
-			TH_LOG("%s objects %ld before, %ld after", slab_name[i],
-			       before->objects[i], now.objects[i]);
-		else if (!i)
-			TH_LOG("left out: slab counts: no mm_struct in /proc/slabinfo");
-	EXPECT_FALSE(more);
 }
 
 TEST_F_TIMEOUT(torture, storm, LAZY_TIMEOUT)
 {
 	unsigned int seed = self->t.seed;
-	struct slabs before;
+	struct lazy_leftovers before;
 	int i, first, waves, width;
 	char text[1024];
 	size_t len = 0;
@@ -1422,7 +1388,7 @@ TEST_F_TIMEOUT(torture, storm, LAZY_TIMEOUT)
 	choose(_metadata);
 	if (!storm.nr)
 		SKIP(return, "nothing can run");
-	slabs_read(&before);
+	lazy_leftovers(&before);
 
 	/* As many at a time as keep all CPUs busy, but all of them once. */
 	width = self->t.cpus.nr + 2;
@@ -1451,8 +1417,10 @@ TEST_F_TIMEOUT(torture, storm, LAZY_TIMEOUT)
 	/* Not one child is left, nor a child's child. */
 	ASSERT_EQ(-1, waitpid(-1, NULL, WNOHANG));
 	ASSERT_EQ(ECHILD, errno);
+	if (!lacks_policy())
+		ASSERT_TRUE(lazy_set_policy(storm.policy));
 	check_settled(_metadata, &self->t);
-	check_slabs(_metadata, &before);
+	lazy_check_leftovers(_metadata, &self->t, &before);
 }
 
 int main(int argc, char **argv)
