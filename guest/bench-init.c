@@ -396,7 +396,7 @@ static void bench(void)
 	if (!policy_known) {
 		strcpy(policy, "unknown");
 		if (getpid() == 1)
-			guest_problem("no " LAZY_TLB_DIR "policy");
+			guest_problem("no " LAZY_TLB_POLICY);
 	}
 	/* Each big process that unmaps itself would be reported. */
 	if (getpid() == 1)

@@ -166,7 +166,7 @@ int main(void)
 
 	guest_start();
 	if (!lazy_policy(policy, sizeof(policy))) {
-		guest_problem("no " LAZY_TLB_DIR "policy");
+		guest_problem("no " LAZY_TLB_POLICY);
 		guest_end();
 	}
 	guest_line(LAB "begin 1");

@@ -50,11 +50,11 @@ static void measure_lazies(const struct lazy_cpus *where, void *arg)
 	struct lazy_self *result = arg, base, s;
 
 	if (!lazy_self(&base))
-		lazy_fail("cannot read " LAZY_TLB_DIR "self");
+		lazy_fail("cannot read " LAZY_TLB_SELF);
 	lazy_occupy(&crowd, where, where->nr - 1, LAZY_BLOCK, &s);
-	if (base.lazy_cpus)
-		lazy_fail("%ld CPUs lazy on a new mm", base.lazy_cpus);
-	result->lazy_cpus = s.lazy_cpus;
+	if (base.lazies)
+		lazy_fail("%ld CPUs lazy on a new mm", base.lazies);
+	result->lazies = s.lazies;
 	result->mm_count = s.mm_count - base.mm_count;
 }
 
@@ -74,7 +74,7 @@ static void lazies(void)
 		guest_problem("lazy CPUs not measured, status %#x", status);
 		return;
 	}
-	report("lazy_cpus", result->lazy_cpus);
+	report("lazy_cpus", result->lazies);
 	report("mm_count_lazy", result->mm_count);
 }
 
@@ -235,7 +235,7 @@ int main(void)
 	if (known)
 		guest_line("lazy-tlb-run: policy=%s", policy);
 	else
-		guest_problem("no " LAZY_TLB_DIR "policy");
+		guest_problem("no " LAZY_TLB_POLICY);
 	report("cpus", lazy_cpus_get(&cpus));
 	/* Shared: what a child measures is reported here. */
 	value = mmap(NULL, (repeat + 1) * sizeof(*value), PROT_READ | PROT_WRITE,

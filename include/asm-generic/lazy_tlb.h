@@ -12,33 +12,12 @@
 #include <linux/sched.h>
 
 /**
- * arch_lazy_tlb_cpumask() - the CPUs whose slot the final drop has to read
- * @mm: an mm whose mm_count is zero
- *
- * Must contain every CPU that may still access @mm. It may contain others. A
- * CPU leaves the mask only after its last access to @mm, the leaving itself
- * excepted, with a full barrier before it or in it, which pairs with smp_mb() in
- * FinalDrop::free(). It may retire its slot just before or after.
- *
- * No CPU ever leaves the mask of ARCH_LAZY_TLB_STICKY_CPUMASK.
- */
-#ifndef arch_lazy_tlb_cpumask
-static inline struct cpumask *arch_lazy_tlb_cpumask(struct mm_struct *mm)
-{
-#ifdef CONFIG_ARCH_LAZY_TLB_STICKY_CPUMASK
-	return mm_lazy_tlb_cpumask(mm);
-#else
-	return mm_cpumask(mm);
-#endif
-}
-#endif
-
-/**
  * arch_lazy_tlb_let_go() - move this CPU off the page tables of a lazy mm
  * @mm: the mm this CPU was lazy on; current->active_mm is init_mm already
  *
- * Interrupts are disabled. On return the CPU must not use, speculatively or
- * otherwise, the page tables of @mm, nor anything else that is freed with it.
+ * For lazy_tlb=shootdown. Interrupts are disabled. On return the CPU must not
+ * use, speculatively or otherwise, the page tables of @mm, nor anything else that
+ * is freed with it.
  */
 #ifndef arch_lazy_tlb_let_go
 static inline void arch_lazy_tlb_let_go(struct mm_struct *mm)

@@ -3,44 +3,42 @@
 #define _LINUX_LAZY_TLB_H
 
 /*
- * Lazy TLB mms without reference counts.
+ * Lazy TLB mms that are counted only at death.
  *
  * A CPU that runs a kernel thread or the idle task keeps the page tables of
- * the last user mm loaded: it is lazy on that mm. Each CPU says so in a slot
- * of its own. The law:
+ * the last user mm loaded: it borrows that mm, it is lazy on it. While the mm
+ * lives nobody counts the borrowers. Each CPU has a slot that names what it
+ * borrows:
  *
- *  1. Publish the mm in the slot before the reference that makes the borrow
- *     legal can be dropped.
- *  2. Retire the slot only after the last use of the mm on that CPU, its page
- *     tables included.
- *  3. Free the mm only after every CPU that may be lazy on it was seen
- *     retired, or was switched to init_mm.
+ *   0             nothing; or a borrow that is counted in mm_count; or init_mm,
+ *                 which is never freed
+ *   mm            a borrow that is not counted
+ *   mm | HANDED   mm_count has been zero since, and the final drop has handed this
+ *                 CPU a reference
  *
- * The slot is written by its own CPU only, with interrupts disabled:
+ *   transition                             call                 slot
+ *   user -> kernel, context_switch()       lazy_tlb_borrow()    0 -> mm
+ *   exit_mm(), kthread_unuse_mm()          lazy_tlb_borrow()    0 -> mm
+ *   kernel -> kernel                       none                 stays
+ *   final drop, on any CPU                 hand_over()          mm -> mm | HANDED
+ *   kernel -> user, finish_task_switch()   lazy_tlb_return()    -> 0
+ *   kthread_use_mm(), exec_mmap()          lazy_tlb_return()    -> 0
+ *   sched_force_init_mm()                  lazy_tlb_return()    -> 0
+ *   lazy_tlb_let_go()                      lazy_tlb_return()    -> 0
  *
- *   transition                          slot      who pins the mm meanwhile
- *   user -> kernel, context_switch()    publish   prev's mm_users
- *   kernel -> kernel                    no store  the slot itself
- *   kernel -> user, finish_task_switch  retire    -
- *   exit_mm()                           publish   mm_users until mmput()
- *   kthread_unuse_mm()                  publish   mm_count until mmdrop()
- *   kthread_use_mm(), exec_mmap()       retire    the caller
- *   sched_force_init_mm()               retire    -
- *   powerpc exit_lazy_flush_tlb()       retire    who flushes
- *   lazy_tlb_let_go()                   retire    the final drop waits for it,
- *                                                 or has not happened yet
- *
- * So wherever interrupts are enabled: the slot holds current->active_mm if
- * current has no mm of its own and active_mm is not init_mm, else NULL.
+ * So an mm lives exactly as long as if every borrow were counted.
  *
  * See Documentation/mm/lazy_tlb.rst.
  */
 
+#include <linux/atomic.h>
 #include <linux/cpumask.h>
 #include <linux/jump_label.h>
 #include <linux/kconfig.h>
 #include <linux/mm_types.h>
+#include <linux/mmdebug.h>
 #include <linux/percpu-defs.h>
+#include <linux/sched/mm.h>
 #include <linux/smp.h>
 #include <linux/types.h>
 #include <asm/barrier.h>
@@ -48,138 +46,177 @@
 
 #ifdef CONFIG_MMU_LAZY_TLB_SHOOTDOWN_RUST
 
-DECLARE_PER_CPU(struct mm_struct *, lazy_tlb_slot);
-DECLARE_STATIC_KEY_FALSE(lazy_tlb_refcount_key);
+/* In a slot: this CPU has been handed a reference on the mm. */
+#define LAZY_TLB_SLOT_HANDED		1UL
+
+DECLARE_PER_CPU_SHARED_ALIGNED(unsigned long, lazy_tlb_slot);
+DECLARE_STATIC_KEY_MAYBE(CONFIG_LAZY_TLB_DEFAULT_REFCOUNT, lazy_tlb_count_key);
 
 /**
- * lazy_tlb_refcounted() - does a lazy CPU hold a reference in mm_count?
+ * lazy_tlb_borrow() - this CPU is now lazy on an mm
+ * @mm: the mm; somebody else pins it until this returns
  *
- * Fixed from sched_init() on, before the first user mm exists.
+ * Does not count, unless the policy in force is refcount. The policy is looked
+ * at once: how a borrow was taken is told by the slot from then on.
  *
- * Context: Any.
- * Return: true if mmgrab_lazy_tlb() and mmdrop_lazy_tlb() count.
- */
-static __always_inline bool lazy_tlb_refcounted(void)
-{
-	return static_branch_unlikely(&lazy_tlb_refcount_key);
-}
-
-/**
- * lazy_tlb_publish() - this CPU is now lazy on an mm
- * @mm: the mm; the caller holds a reference on it
- *
- * A plain store is enough. The final drop cannot come before the caller's
- * reference is gone, and whatever drops that one later, here or on another CPU,
- * is ordered after this store: by program order here, by the release of
- * prev->on_cpu in finish_task() and its acquire in try_to_wake_up() elsewhere.
- * mm_count itself is a chain of fully ordered operations whose last one precedes
- * the scan.
- *
- * Nor does it weaken lazy_tlb_retire() before it, whose release it overwrites: a
- * full barrier lies in between, smp_mb__after_spinlock() in __schedule(),
- * exit_mm() and kthread_unuse_mm().
+ * A plain store is enough. The slot is empty, so the final drop does not touch
+ * it. The final drop cannot come before the reference is gone that pins the mm,
+ * and whatever drops that one later, here or on another CPU, is ordered after
+ * this store: by program order here, by the release of prev->on_cpu in
+ * finish_task() and its acquire in try_to_wake_up() elsewhere. mm_count is a
+ * chain of fully ordered operations whose last one precedes the scan.
  *
  * Context: Interrupts disabled.
  */
-static __always_inline void lazy_tlb_publish(struct mm_struct *mm)
+static __always_inline void lazy_tlb_borrow(struct mm_struct *mm)
 {
-	/* Read by lazy_tlb_slot_of(), after the last mmdrop(). */
-	WRITE_ONCE(*this_cpu_ptr(&lazy_tlb_slot), mm);
+	unsigned int cpu = smp_processor_id();
 
-#ifdef CONFIG_ARCH_LAZY_TLB_STICKY_CPUMASK
+	if (static_branch_maybe(CONFIG_LAZY_TLB_DEFAULT_REFCOUNT,
+				&lazy_tlb_count_key)) {
+		mmgrab(mm);
+		return;
+	}
+
+	VM_WARN_ON_ONCE(__this_cpu_read(lazy_tlb_slot));
+	/* Read by FinalDrop::hand_over(), after the last mmdrop(). */
+	WRITE_ONCE(*this_cpu_ptr(&lazy_tlb_slot), (unsigned long)mm);
+
 	/*
-	 * Only this CPU ever sets its own bit, and nobody clears it before the
-	 * memory is an mm again: once it reads as set, there is nothing left to
-	 * do, and the line stays shared. The final drop finds the bit for the
-	 * same reason as the slot: it is set, now or earlier on this CPU, before
-	 * the reference can be dropped.
+	 * The CPUs that have ever been lazy on the mm: the final drop looks at no
+	 * other slot. Only this CPU sets its bit, and nobody clears it while the
+	 * mm lives, so the line stays shared. The final drop finds the bit for
+	 * the same reason as the slot.
 	 */
-	if (!cpumask_test_cpu(smp_processor_id(), mm_lazy_tlb_cpumask(mm)))
-		cpumask_set_cpu(smp_processor_id(), mm_lazy_tlb_cpumask(mm));
-#endif
+	if (!cpumask_test_cpu(cpu, mm_lazy_tlb_cpumask(mm)))
+		cpumask_set_cpu(cpu, mm_lazy_tlb_cpumask(mm));
 }
 
 /**
- * lazy_tlb_retire() - this CPU does not use the mm in its slot any more
+ * lazy_tlb_return() - this CPU does not use its lazy mm any more
+ * @mm: the mm
  *
- * No-op if it was not lazy.
+ * Must be followed by lazy_tlb_put() of what is returned, possibly later and on
+ * another CPU. The two together are a full barrier, on which membarrier(2)
+ * relies.
  *
  * Context: Interrupts disabled, after switch_mm_irqs_off() has returned.
+ * Return: @mm if there is a reference to drop: this CPU has counted its borrow, or
+ *	   was handed a reference. Else NULL.
  */
-static __always_inline void lazy_tlb_retire(void)
+static __always_inline __must_check struct mm_struct *
+lazy_tlb_return(struct mm_struct *mm)
 {
-	/*
-	 * Pairs with smp_load_acquire() in lazy_tlb_slot_of(): whoever sees the
-	 * slot empty and frees the mm does so after our last access to it.
-	 */
-	smp_store_release(this_cpu_ptr(&lazy_tlb_slot), NULL);
+	unsigned long *slot = this_cpu_ptr(&lazy_tlb_slot);
+
+	/* Nobody but this CPU fills it. */
+	if (likely(READ_ONCE(*slot))) {
+		/*
+		 * Against cmpxchg() in FinalDrop::hand_over(): either that fails,
+		 * and the mm may be freed after our last access to it, or its tag
+		 * is seen here, and the reference is ours to drop. Fully ordered:
+		 * every access to the mm comes before.
+		 */
+		unsigned long old = xchg(slot, 0);
+
+		VM_WARN_ON_ONCE((old & ~LAZY_TLB_SLOT_HANDED) != (unsigned long)mm);
+		return unlikely(old & LAZY_TLB_SLOT_HANDED) ? mm : NULL;
+	}
+
+	/* Counted: lazy_tlb_put() is the barrier. But nobody counts init_mm. */
+	if (likely(mm != &init_mm))
+		return mm;
+	smp_mb();
+	return NULL;
 }
 
 /**
- * lazy_tlb_slot_of() - the mm that a CPU is lazy on
+ * lazy_tlb_put() - drop a reference that came with a borrow
+ * @mm: what lazy_tlb_return() returned
+ *
+ * Context: As mmdrop().
+ */
+static inline void lazy_tlb_put(struct mm_struct *mm)
+{
+	if (unlikely(mm))
+		mmdrop(mm);
+}
+
+/* The same, for the scheduler, see mmdrop_sched(). */
+static inline void lazy_tlb_put_sched(struct mm_struct *mm)
+{
+	if (unlikely(mm))
+		mmdrop_sched(mm);
+}
+
+/**
+ * lazy_tlb_slot_of() - the mm that a CPU is lazy on, if that is not counted
  * @cpu: the CPU
  *
- * The answer is stable only in one case: for an mm whose mm_count is zero, a
- * CPU that was seen not to hold it will not become lazy on it again.
+ * For debugging: the answer may be out of date when it arrives.
  *
  * Context: Any.
  * Return: the mm, which must not be dereferenced, or NULL.
  */
 static inline struct mm_struct *lazy_tlb_slot_of(unsigned int cpu)
 {
-	/*
-	 * Pairs with smp_store_release() in lazy_tlb_retire(), or with the full
-	 * barrier after that if this reads what was published later: what
-	 * follows, up to freeing the mm, comes after the last access of that CPU.
-	 */
-	return smp_load_acquire(per_cpu_ptr(&lazy_tlb_slot, cpu));
+	unsigned long slot = READ_ONCE(*per_cpu_ptr(&lazy_tlb_slot, cpu));
+
+	return (struct mm_struct *)(slot & ~LAZY_TLB_SLOT_HANDED);
 }
 
+/* mm/lazy_tlb/slot.c */
 bool lazy_tlb_let_go(struct mm_struct *mm);
-bool lazy_tlb_let_go_dropped(void);
-void lazy_tlb_init(void);
+void lazy_tlb_nudge(unsigned int cpu);
 
-/* A TLB flush, sent anyway, has made this CPU let go. Needs <linux/vmstat.h>. */
-#define lazy_tlb_count_piggybacked()	count_vm_event(LAZY_TLB_PIGGYBACKED)
+/* kernel/fork.c */
+void lazy_tlb_put_async(struct mm_struct *mm);
 
-/* In kernel/fork.c: the part of __mmdrop() that frees. */
-void lazy_tlb_free(struct mm_struct *mm);
-
-/* Mms that wait for lazy CPUs, mm/lazy_tlb/waiting.c. */
-void lazy_tlb_scan_later(unsigned int delay_ms);
-bool lazy_tlb_flush_waiting(void);
+/* mm/lazy_tlb/param.c */
+int lazy_tlb_change_policy(const char *value);
 
 /* In Rust, mm/lazy_tlb/lazy_tlb.rs. */
-void lazy_tlb_final_drop(struct mm_struct *mm);
-void lazy_tlb_scan(void);
-void lazy_tlb_flush(void);
-size_t lazy_tlb_nr_waiting(void);
-bool lazy_tlb_select_policy(const char *name);
-bool lazy_tlb_policy_init(void);
-bool lazy_tlb_policy_waits(void);
+bool lazy_tlb_final_drop(struct mm_struct *mm);
+bool lazy_tlb_shoots(void);
+bool lazy_tlb_policy_counts(void);
 const char *lazy_tlb_policy_name(void);
+int lazy_tlb_set_policy(const char *name);
 
 #else /* !CONFIG_MMU_LAZY_TLB_SHOOTDOWN_RUST */
 
-static __always_inline bool lazy_tlb_refcounted(void)
+static __always_inline void lazy_tlb_borrow(struct mm_struct *mm)
 {
-	return IS_ENABLED(CONFIG_MMU_LAZY_TLB_REFCOUNT);
+	mmgrab_lazy_tlb(mm);
 }
 
-static __always_inline void lazy_tlb_publish(struct mm_struct *mm) { }
-static __always_inline void lazy_tlb_retire(void) { }
+static __always_inline struct mm_struct *lazy_tlb_return(struct mm_struct *mm)
+{
+	return mm;
+}
+
+static inline void lazy_tlb_put(struct mm_struct *mm)
+{
+	mmdrop_lazy_tlb(mm);
+}
+
+static inline void lazy_tlb_put_sched(struct mm_struct *mm)
+{
+	mmdrop_lazy_tlb_sched(mm);
+}
 
 static inline struct mm_struct *lazy_tlb_slot_of(unsigned int cpu)
 {
 	return NULL;
 }
 
-#define lazy_tlb_count_piggybacked()	do { } while (0)
 static inline bool lazy_tlb_let_go(struct mm_struct *mm) { return false; }
-static inline void lazy_tlb_init(void) { }
-static inline bool lazy_tlb_flush_waiting(void) { return false; }
-static inline bool lazy_tlb_policy_waits(void) { return false; }
-static inline void lazy_tlb_final_drop(struct mm_struct *mm) { }
+static inline bool lazy_tlb_final_drop(struct mm_struct *mm) { return true; }
+
+/* Does the final drop interrupt CPUs? A flush may as well do it before. */
+static inline bool lazy_tlb_shoots(void)
+{
+	return IS_ENABLED(CONFIG_MMU_LAZY_TLB_SHOOTDOWN);
+}
 
 #endif /* CONFIG_MMU_LAZY_TLB_SHOOTDOWN_RUST */
 

@@ -1,119 +1,92 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Freeing an address space that CPUs may still use lazily.
+//! The final drop of an mm that CPUs may still use lazily, and the policy in force.
 //!
-//! The law, and the table of who writes a CPU's slot and when, are at the top of
-//! [`include/linux/lazy_tlb.h`](srctree/include/linux/lazy_tlb.h). The hot path, publishing and
-//! retiring a slot, is C inline code there. This crate is the slow path: what happens once in the
-//! life of an mm, when `mm_count` reaches zero, and which policy is in force.
+//! The slots, and the table of who writes them and when, are at the top of
+//! [`include/linux/lazy_tlb.h`](srctree/include/linux/lazy_tlb.h). The hot path, borrowing and
+//! returning an mm, is C inline code there.
 //!
-//! The functions here are what C calls by name, and the only place with `unsafe`. The policies
-//! are in files of their own, see [`policy`].
+//! The functions here are what C calls by name, and the only place with `unsafe` in this crate.
 
 use core::ptr::NonNull;
 use kernel::{
     bindings,
-    ffi::c_char,
+    ffi::{
+        c_char,
+        c_int, //
+    },
     mm::lazy_tlb::{
-        self,
+        count,
+        Event,
         FinalDrop, //
     },
     prelude::*, //
 };
 
-mod defer;
 mod policy;
-mod refcount;
-mod shootdown;
-#[cfg(CONFIG_LAZY_TLB_UNCONDITIONAL)]
-mod unconditional;
+mod tracepoints;
+
+use policy::Policy;
 
 /// Prefix of our messages.
 const __LOG_PREFIX: &[u8] = b"lazy_tlb\0";
 
-/// Frees `mm` when no CPU uses it any more, and does about that what the policy in force says.
+/// Hands `mm` over to the CPUs that are lazy on it, and nudges them if the policy says so.
 ///
-/// Called by `__mmdrop()`. May wait for other CPUs, so it must be called from a task with
-/// interrupts enabled, which `__mmdrop()` takes care of.
+/// Returns whether there are none, so that the caller has to free it. Never waits.
 ///
 /// # Safety
 ///
-/// `mm` must point to a valid `mm_struct` that is the callee's to free from now on. Its `mm_count`
-/// must have been brought to zero by a fully ordered operation, as `mmdrop()` does.
+/// For `__mmdrop()` only: `mm` must point to a valid `mm_struct` whose `mm_count` has just become
+/// zero by a fully ordered operation. If this returns `true`, the caller must free it, and else not
+/// access it any more.
 #[export]
-pub unsafe extern "C" fn lazy_tlb_final_drop(mm: *mut bindings::mm_struct) {
-    if let Some(mm) = NonNull::new(mm) {
-        // SAFETY: By the requirements of this function.
-        policy::in_force().final_drop(unsafe { FinalDrop::from_raw(mm) });
+pub unsafe extern "C" fn lazy_tlb_final_drop(mm: *mut bindings::mm_struct) -> bool {
+    let Some(mm) = NonNull::new(mm) else {
+        return false;
+    };
+    let address = mm.addr().get();
+    let policy = Policy::in_force();
+    let mut nudged = 0;
+
+    // SAFETY: By the requirements of this function.
+    let outcome = unsafe { FinalDrop::from_raw(mm) }.hand_over(|cpu| {
+        if policy.nudges() {
+            nudged += usize::from(cpu.nudge());
+        }
+    });
+
+    if !outcome.again {
+        count(Event::FinalDrops, 1);
+        count(Event::Scanned, outcome.scanned);
+        count(Event::Handed, outcome.handed);
+        count(Event::Nudged, nudged);
+        tracepoints::final_drop(address, policy.name(), &outcome, nudged);
     }
+    outcome.unused
 }
 
-/// Looks at the mms that wait for lazy CPUs.
-///
-/// # Safety
-///
-/// Must be called from a task that may sleep, one at a time.
-#[export]
-pub unsafe extern "C" fn lazy_tlb_scan() {
-    defer::scan();
-}
-
-/// Frees all mms that wait, which takes a cross-call if CPUs are lazy on them.
-///
-/// # Safety
-///
-/// Must be called from a task that may sleep, one at a time.
-#[export]
-pub unsafe extern "C" fn lazy_tlb_flush() {
-    defer::round();
-}
-
-/// Returns how many mms wait.
-///
-/// # Safety
-///
-/// Always safe to call, once `lazy_tlb_policy_init()` has been.
-#[export]
-pub unsafe extern "C" fn lazy_tlb_nr_waiting() -> usize {
-    lazy_tlb::waiting()
-}
-
-/// Chooses the policy named on the kernel command line.
-///
-/// Returns whether there is such a policy. If not, says so and keeps the one chosen so far.
-/// Called while the kernel is booting on one CPU, before the first user mm exists.
-///
-/// # Safety
-///
-/// `name` must point to a nul-terminated string.
-#[export]
-pub unsafe extern "C" fn lazy_tlb_select_policy(name: *const c_char) -> bool {
-    // SAFETY: By the requirements of this function.
-    policy::select(unsafe { CStr::from_char_ptr(name) }).is_ok()
-}
-
-/// Prepares for the first final drop. Returns whether the policy in force counts lazy uses in
-/// `mm_count`.
-///
-/// # Safety
-///
-/// Must be called once, while there is one CPU only, before the first user mm exists.
-#[export]
-pub unsafe extern "C" fn lazy_tlb_policy_init() -> bool {
-    // SAFETY: By the requirements of this function.
-    unsafe { lazy_tlb::init() };
-    policy::in_force().refcounts()
-}
-
-/// Tells whether the policy in force would rather wait for lazy CPUs than interrupt them.
+/// Tells whether the policy in force asks CPUs that were lazy at a final drop to let go. A flush
+/// that interrupts them anyway may do that earlier.
 ///
 /// # Safety
 ///
 /// Always safe to call.
 // Required to be unsafe due to the `#[export]` annotation.
 #[export]
-pub unsafe extern "C" fn lazy_tlb_policy_waits() -> bool {
-    policy::in_force().waits()
+pub unsafe extern "C" fn lazy_tlb_shoots() -> bool {
+    Policy::in_force().nudges()
+}
+
+/// Tells whether the policy in force counts borrows in `mm_count`.
+///
+/// # Safety
+///
+/// Always safe to call.
+// Required to be unsafe due to the `#[export]` annotation.
+#[export]
+pub unsafe extern "C" fn lazy_tlb_policy_counts() -> bool {
+    Policy::in_force().counts()
 }
 
 /// Returns the name of the policy in force.
@@ -124,5 +97,33 @@ pub unsafe extern "C" fn lazy_tlb_policy_waits() -> bool {
 // Required to be unsafe due to the `#[export]` annotation.
 #[export]
 pub unsafe extern "C" fn lazy_tlb_policy_name() -> *const c_char {
-    policy::in_force().name().as_char_ptr()
+    Policy::in_force().name().as_char_ptr()
+}
+
+/// Puts the policy in force that is called `name`. Returns 0, or `-EINVAL` if there is no such
+/// policy, and then changes nothing.
+///
+/// The caller sees to it that no other change goes on, and that `lazy_tlb_borrow()` is told.
+///
+/// # Safety
+///
+/// `name` must point to a nul-terminated string.
+#[export]
+pub unsafe extern "C" fn lazy_tlb_set_policy(name: *const c_char) -> c_int {
+    // SAFETY: By the requirements of this function.
+    let name = unsafe { CStr::from_char_ptr(name) };
+    let Some(policy) = Policy::find(name) else {
+        pr_warn!("unknown policy \"{name}\", keeping {}\n", Policy::in_force().name());
+        for policy in Policy::ALL {
+            pr_warn!("known policy: lazy_tlb={}\n", policy.name());
+        }
+        return EINVAL.to_errno();
+    };
+    let before = policy.put_in_force();
+
+    if before != policy {
+        count(Event::PolicyChanges, 1);
+        tracepoints::policy(before.name(), policy.name());
+    }
+    0
 }

@@ -44,20 +44,23 @@ struct fixture {
 	/* What CPUs are lazy on that shall not be lazy on anything else. */
 	struct mm_struct *park;
 	struct pm_qos_request awake;
-	unsigned long *events;
+	unsigned long before[NR_VM_EVENT_ITEMS];
+	unsigned long now[NR_VM_EVENT_ITEMS];
 	const char *boot_policy;
 };
+
+/* Wait for something that others do soon. */
+#define wait_for(condition) ({						\
+	unsigned long end_ = jiffies + PATIENCE * HZ;			\
+									\
+	while (!(condition) && time_before(jiffies, end_))		\
+		schedule_timeout_uninterruptible(1);			\
+	(condition);							\
+})
 
 /* ---- policies --------------------------------------------------------- */
 
 static const char * const policies[] = { "shootdown", "handover", "refcount" };
-
-static void describe_policy(const char * const *policy, char *desc)
-{
-	strscpy(desc, *policy, KUNIT_PARAM_DESC_SIZE);
-}
-
-KUNIT_ARRAY_PARAM(policy, policies, describe_policy);
 
 static void set_policy(struct kunit *test, const char *name)
 {
@@ -65,12 +68,12 @@ static void set_policy(struct kunit *test, const char *name)
 	KUNIT_ASSERT_STREQ(test, lazy_tlb_policy_name(), name);
 }
 
+/* By their names: what the policies themselves say is to be tested. */
 static bool counted_by(const char *policy)
 {
 	return !strcmp(policy, "refcount");
 }
 
-/* By its name: what the policy itself says is to be tested. */
 static bool shoots(void)
 {
 	return !strcmp(lazy_tlb_policy_name(), "shootdown");
@@ -83,17 +86,25 @@ struct trip {
 	bool dropped;		/* by everybody else, before the policy changed */
 };
 
-#define TRIPS(_borrow, _dropped)				\
-	{ _borrow, "shootdown", _dropped },			\
-	{ _borrow, "handover", _dropped },			\
-	{ _borrow, "refcount", _dropped }
-
 static const struct trip trips[] = {
-	TRIPS("shootdown", false),
-	TRIPS("handover", false),
-	TRIPS("refcount", false),
-	TRIPS("handover", true),
-	TRIPS("refcount", true),
+	/* One policy all the time. */
+	{ "shootdown", "shootdown" },
+	{ "handover", "handover" },
+	{ "refcount", "refcount" },
+	/* It changes. */
+	{ "shootdown", "handover" },
+	{ "shootdown", "refcount" },
+	{ "handover", "shootdown" },
+	{ "handover", "refcount" },
+	{ "refcount", "shootdown" },
+	{ "refcount", "handover" },
+	/* The mm is dropped. With shootdown, nobody would be lazy any more. */
+	{ "handover", "shootdown", true },
+	{ "handover", "handover", true },
+	{ "handover", "refcount", true },
+	{ "refcount", "shootdown", true },
+	{ "refcount", "handover", true },
+	{ "refcount", "refcount", true },
 };
 
 static void describe_trip(const struct trip *trip, char *desc)
@@ -104,12 +115,24 @@ static void describe_trip(const struct trip *trip, char *desc)
 
 KUNIT_ARRAY_PARAM(trip, trips, describe_trip);
 
-/* The first ones: nobody has dropped the mm yet. */
+/* Only the first ones: nobody has dropped the mm, or the policy stays the same. */
 static const void *borrow_gen_params(struct kunit *test, const void *prev, char *desc)
 {
-	const struct trip *trip = trip_gen_params(test, prev, desc);
+	return prev == &trips[8] ? NULL : trip_gen_params(test, prev, desc);
+}
 
-	return trip && !trip->dropped ? trip : NULL;
+static const void *policy_gen_params(struct kunit *test, const void *prev, char *desc)
+{
+	return prev == &trips[2] ? NULL : trip_gen_params(test, prev, desc);
+}
+
+/* For a test of one policy. */
+static const char *set_the_policy(struct kunit *test)
+{
+	const struct trip *trip = test->param_value;
+
+	set_policy(test, trip->borrow);
+	return trip->borrow;
 }
 
 /* Whether each CPU that is lazy holds a reference: it has counted, or was handed one. */
@@ -120,42 +143,30 @@ static bool holds(const struct trip *trip)
 
 /* ---- counters --------------------------------------------------------- */
 
-struct counts {
-	unsigned long final_drops;
-	unsigned long scanned;
-	unsigned long handed;
-	unsigned long nudged;
-	unsigned long policy_changes;
-};
-
-static struct counts count_now(struct fixture *f)
+static void count_from_here(struct fixture *f)
 {
-	all_vm_events(f->events);
-	return (struct counts) {
-		.final_drops = f->events[LAZY_TLB_FINAL_DROPS],
-		.scanned = f->events[LAZY_TLB_SCANNED],
-		.handed = f->events[LAZY_TLB_HANDED],
-		.nudged = f->events[LAZY_TLB_NUDGED],
-		.policy_changes = f->events[LAZY_TLB_POLICY_CHANGES],
-	};
+	all_vm_events(f->before);
+}
+
+static unsigned long counted(struct fixture *f, enum vm_event_item item)
+{
+	all_vm_events(f->now);
+	return f->now[item] - f->before[item];
 }
 
 /*
- * What has happened since @before must be @drops final drops, of mms that
- * @remote other CPUs and @local times the dropping CPU itself were lazy on, with
- * nobody counting.
+ * What was counted must be @drops final drops, of mms that @remote other CPUs and
+ * @local times the dropping CPU itself were lazy on without being counted.
  */
-static void expect_drops(struct kunit *test, const struct counts *before,
-			 unsigned long drops, unsigned long remote,
-			 unsigned long local)
+static void expect_drops(struct kunit *test, unsigned long drops,
+			 unsigned long remote, unsigned long local)
 {
-	struct counts now = count_now(test->priv);
+	struct fixture *f = test->priv;
 
-	KUNIT_EXPECT_EQ(test, now.final_drops - before->final_drops, drops);
-	KUNIT_EXPECT_EQ(test, now.handed - before->handed, remote + local);
-	KUNIT_EXPECT_GE(test, now.scanned - before->scanned, remote + local);
-	KUNIT_EXPECT_EQ(test, now.nudged - before->nudged,
-			shoots() ? remote : 0);
+	KUNIT_EXPECT_EQ(test, counted(f, LAZY_TLB_FINAL_DROPS), drops);
+	KUNIT_EXPECT_EQ(test, counted(f, LAZY_TLB_HANDED), remote + local);
+	KUNIT_EXPECT_GE(test, counted(f, LAZY_TLB_SCANNED), remote + local);
+	KUNIT_EXPECT_EQ(test, counted(f, LAZY_TLB_NUDGED), shoots() ? remote : 0);
 }
 
 /* ---- mms -------------------------------------------------------------- */
@@ -164,9 +175,7 @@ static void expect_drops(struct kunit *test, const struct counts *before,
  * Whether an mm has been freed is told by a reference on the page that is its
  * pgd: it is the only one then. Where pgds come from a slab cache, nobody knows.
  */
-#define MAX_MMS		128
-
-static struct page *pgds[MAX_MMS];
+static struct page *pgds[128];
 static unsigned int nr_pgds;
 
 /* How many of those that new_mm() has returned are there. */
@@ -179,20 +188,6 @@ static unsigned int nr_mms(void)
 	return nr;
 }
 
-static struct mm_struct *new_mm(struct kunit *test)
-{
-	struct mm_struct *mm = mm_alloc();
-	struct page *page;
-
-	KUNIT_ASSERT_NOT_NULL(test, mm);
-	page = virt_to_head_page(mm->pgd);
-	if (!PageSlab(page) && nr_pgds < MAX_MMS) {
-		page_ref_inc(page);
-		pgds[nr_pgds++] = page;
-	}
-	return mm;
-}
-
 static void forget_mms(void)
 {
 	while (nr_pgds) {
@@ -202,14 +197,19 @@ static void forget_mms(void)
 	}
 }
 
-/* Wait for something that others do soon. */
-#define wait_for(condition) ({						\
-	unsigned long end_ = jiffies + PATIENCE * HZ;			\
-									\
-	while (!(condition) && time_before(jiffies, end_))		\
-		schedule_timeout_uninterruptible(1);			\
-	(condition);							\
-})
+static struct mm_struct *new_mm(struct kunit *test)
+{
+	struct mm_struct *mm = mm_alloc();
+	struct page *page;
+
+	KUNIT_ASSERT_NOT_NULL(test, mm);
+	page = virt_to_head_page(mm->pgd);
+	if (!PageSlab(page) && nr_pgds < ARRAY_SIZE(pgds)) {
+		page_ref_inc(page);
+		pgds[nr_pgds++] = page;
+	}
+	return mm;
+}
 
 /* @nr of those that new_mm() has returned are there, and no more are freed. */
 static void expect_mms(struct kunit *test, unsigned int nr)
@@ -222,61 +222,68 @@ static void expect_mms(struct kunit *test, unsigned int nr)
 		forget_mms();
 }
 
-static int count_of(struct mm_struct *mm)
-{
-	return atomic_read(&mm->mm_count);
-}
-
 /* ---- other CPUs ------------------------------------------------------- */
+
+/* Something that a kernel thread does on its CPU. */
+struct order {
+	struct kthread_work work;
+	void (*fn)(struct order *order);
+	struct mm_struct *mm;
+	struct mm_struct *active_mm;
+	unsigned long slot;
+	/* For those that take longer. */
+	struct fixture *f;
+	atomic_t *ready;
+	unsigned int delay;
+	unsigned int naps;
+	bool runs;
+	bool go;
+	bool got_it;
+};
 
 static unsigned long raw_slot(unsigned int cpu)
 {
 	return READ_ONCE(*per_cpu_ptr(&lazy_tlb_slot, cpu));
 }
 
-/* Something that a kernel thread does on its CPU. */
-struct order {
-	struct kthread_work work;
-	struct mm_struct *mm;
-	unsigned long slot[2];
-	struct mm_struct *active_mm;
-};
-
-static void use_fn(struct kthread_work *work)
+static void use_fn(struct order *order)
 {
-	struct order *order = container_of(work, struct order, work);
-
-	order->slot[0] = raw_slot(smp_processor_id());
 	kthread_use_mm(order->mm);
-	order->slot[1] = raw_slot(smp_processor_id());
 }
 
-static void unuse_fn(struct kthread_work *work)
+static void unuse_fn(struct order *order)
 {
-	struct order *order = container_of(work, struct order, work);
-
-	order->slot[0] = raw_slot(smp_processor_id());
 	kthread_unuse_mm(order->mm);
-	order->slot[1] = raw_slot(smp_processor_id());
-	order->active_mm = current->active_mm;
 }
 
-static void look_fn(struct kthread_work *work)
+static void look_fn(struct order *order)
+{
+}
+
+static void order_fn(struct kthread_work *work)
 {
 	struct order *order = container_of(work, struct order, work);
 
-	order->slot[0] = raw_slot(smp_processor_id());
+	order->fn(order);
+	order->slot = raw_slot(smp_processor_id());
 	order->active_mm = current->active_mm;
+}
+
+static void start(struct kthread_worker *worker, struct order *order,
+		  void (*fn)(struct order *order), struct mm_struct *mm)
+{
+	*order = (struct order) { .fn = fn, .mm = mm };
+	kthread_init_work(&order->work, order_fn);
+	kthread_queue_work(worker, &order->work);
 }
 
 /* The thread is bound to its CPU. Returns when it is done. */
-static struct order command(struct kthread_worker *worker, kthread_work_func_t fn,
-			    struct mm_struct *mm)
+static struct order command(struct kthread_worker *worker,
+			    void (*fn)(struct order *order), struct mm_struct *mm)
 {
-	struct order order = { .mm = mm };
+	struct order order;
 
-	kthread_init_work(&order.work, fn);
-	kthread_queue_work(worker, &order.work);
+	start(worker, &order, fn, mm);
 	kthread_flush_work(&order.work);
 	return order;
 }
@@ -351,10 +358,6 @@ static int lazy_tlb_test_init(struct kunit *test)
 
 	f = kunit_kzalloc(test, sizeof(*f), GFP_KERNEL);
 	KUNIT_ASSERT_NOT_NULL(test, f);
-	f->events = kunit_kcalloc(test, NR_VM_EVENT_ITEMS, sizeof(*f->events),
-				  GFP_KERNEL);
-	KUNIT_ASSERT_NOT_NULL(test, f->events);
-
 	if (num_online_cpus() < 2)
 		kunit_skip(test, "needs two online CPUs");
 
@@ -403,39 +406,33 @@ static void lazy_tlb_test_exit(struct kunit *test)
 /* One CPU becomes lazy on a new mm, as @trip says. */
 static struct mm_struct *begin(struct kunit *test, const struct trip *trip)
 {
+	struct trip fresh = { .borrow = trip->borrow };
 	struct fixture *f = test->priv;
 	struct mm_struct *mm = new_mm(test);
-	struct trip fresh = { .borrow = trip->borrow };
-	struct order order;
 
 	set_policy(test, trip->borrow);
 	/* While the thread has the mm it is no borrower, but a user. */
-	order = command(f->worker[1], use_fn, mm);
-	KUNIT_EXPECT_EQ(test, order.slot[1], 0);
-	KUNIT_EXPECT_EQ(test, count_of(mm), 2);
-	order = command(f->worker[1], unuse_fn, mm);
-	KUNIT_EXPECT_EQ(test, order.slot[0], 0);
-	KUNIT_EXPECT_PTR_EQ(test, order.active_mm, mm);
+	KUNIT_EXPECT_EQ(test, command(f->worker[1], use_fn, mm).slot, 0);
+	KUNIT_EXPECT_EQ(test, atomic_read(&mm->mm_count), 2);
+	command(f->worker[1], unuse_fn, mm);
 	expect_lazy(test, f->cpu[1], mm, &fresh);
-	KUNIT_EXPECT_EQ(test, count_of(mm), 1 + holds(&fresh));
+	KUNIT_EXPECT_EQ(test, atomic_read(&mm->mm_count), 1 + holds(&fresh));
 
 	if (trip->dropped)
 		mmput(mm);
 	set_policy(test, trip->now);
 	expect_lazy(test, f->cpu[1], mm, trip);
-	KUNIT_EXPECT_EQ(test, count_of(mm), !trip->dropped + holds(trip));
+	KUNIT_EXPECT_EQ(test, atomic_read(&mm->mm_count), !trip->dropped + holds(trip));
 	return mm;
 }
 
 /* The CPU is not lazy on @mm any more, and has dropped what it held. */
 static void end(struct kunit *test, const struct trip *trip, struct mm_struct *mm)
 {
-	if (trip->dropped) {
-		expect_mms(test, 0);
-		return;
+	if (!trip->dropped) {
+		KUNIT_EXPECT_EQ(test, atomic_read(&mm->mm_count), 1);
+		mmput(mm);
 	}
-	KUNIT_EXPECT_EQ(test, count_of(mm), 1);
-	mmput(mm);
 	expect_mms(test, 0);
 }
 
@@ -446,26 +443,18 @@ static void kernel_to_kernel_keeps_the_slot(struct kunit *test)
 	struct mm_struct *mm = begin(test, trip);
 	struct fixture *f = test->priv;
 	struct kthread_worker *second;
-	int count = count_of(mm);
 	struct order order;
-	unsigned long slot;
 	int i;
 
 	second = kthread_run_worker_on_cpu(f->cpu[1], 0, "lazy_tlb_2nd/%u");
 	KUNIT_ASSERT_NOT_ERR_OR_NULL(test, second);
-	slot = raw_slot(f->cpu[1]);
 	for (i = 0; i < 100; i++) {
 		order = command(i & 1 ? f->worker[1] : second, look_fn, NULL);
-		if (order.slot[0] == slot && order.active_mm == mm)
-			continue;
-		KUNIT_FAIL(test, "switch %d: slot %lx, active_mm %p, not %p", i,
-			   order.slot[0], order.active_mm, mm);
-		break;
+		KUNIT_ASSERT_PTR_EQ(test, order.active_mm, mm);
 	}
 	expect_lazy(test, f->cpu[1], mm, trip);
-	KUNIT_EXPECT_EQ(test, count_of(mm), count);
+	KUNIT_EXPECT_EQ(test, atomic_read(&mm->mm_count), !trip->dropped + holds(trip));
 	kthread_destroy_worker(second);
-
 	make_lazy(f, 1, f->park);
 	end(test, trip, mm);
 }
@@ -476,10 +465,8 @@ static void use_mm_returns(struct kunit *test)
 	const struct trip *trip = test->param_value;
 	struct mm_struct *mm = begin(test, trip);
 	struct fixture *f = test->priv;
-	struct order order;
 
-	order = command(f->worker[1], use_fn, f->park);
-	KUNIT_EXPECT_EQ(test, order.slot[1], 0);
+	KUNIT_EXPECT_EQ(test, command(f->worker[1], use_fn, f->park).slot, 0);
 	end(test, trip, mm);
 	command(f->worker[1], unuse_fn, f->park);
 }
@@ -491,14 +478,12 @@ static void use_mm_returns_the_same(struct kunit *test)
 	struct trip again = { .borrow = trip->now };
 	struct mm_struct *mm = begin(test, trip);
 	struct fixture *f = test->priv;
-	struct order order;
 
-	order = command(f->worker[1], use_fn, mm);
-	KUNIT_EXPECT_EQ(test, order.slot[1], 0);
-	KUNIT_EXPECT_EQ(test, count_of(mm), 2);
+	KUNIT_EXPECT_EQ(test, command(f->worker[1], use_fn, mm).slot, 0);
+	KUNIT_EXPECT_EQ(test, atomic_read(&mm->mm_count), 2);
 	command(f->worker[1], unuse_fn, mm);
 	expect_lazy(test, f->cpu[1], mm, &again);
-	KUNIT_EXPECT_EQ(test, count_of(mm), 1 + holds(&again));
+	KUNIT_EXPECT_EQ(test, atomic_read(&mm->mm_count), 1 + holds(&again));
 	make_lazy(f, 1, f->park);
 	end(test, trip, mm);
 }
@@ -507,9 +492,9 @@ struct let_go {
 	struct mm_struct *mm;
 	struct mm_struct *active_mm;
 	unsigned long slot;
+	unsigned int mms;
 	bool done;
 	bool again;
-	unsigned int mms;
 };
 
 static void let_go_ipi(void *arg)
@@ -536,7 +521,7 @@ static void let_go_returns(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, let_go.slot, 0);
 	KUNIT_EXPECT_EQ(test, let_go.mms, nr_pgds);
 	KUNIT_EXPECT_FALSE(test, let_go.again);
-	KUNIT_EXPECT_PTR_EQ(test, active_mm_of(f->cpu[1]), &init_mm);
+	expect_let_go(test, f->cpu[1]);
 	end(test, trip, let_go.mm);
 }
 
@@ -565,8 +550,7 @@ static void unuse_mm_after_migration(struct kunit *test)
 {
 	const struct trip *trip = test->param_value;
 	struct trip fresh = { .borrow = trip->borrow }, later = { .borrow = trip->now };
-	struct mm_struct *other = new_mm(test);
-	struct mm_struct *mm = new_mm(test);
+	struct mm_struct *other = new_mm(test), *mm = new_mm(test);
 	struct fixture *f = test->priv;
 
 	set_policy(test, trip->borrow);
@@ -575,16 +559,16 @@ static void unuse_mm_after_migration(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, raw_slot(f->cpu[1]), 0);
 	/* What ran at home after the thread had left was lazy on its mm. */
 	expect_lazy(test, f->cpu[0], mm, &fresh);
-	KUNIT_EXPECT_EQ(test, count_of(mm), 2 + holds(&fresh));
+	KUNIT_EXPECT_EQ(test, atomic_read(&mm->mm_count), 2 + holds(&fresh));
 	set_policy(test, trip->now);
 	make_lazy(f, 0, other);
-	KUNIT_EXPECT_EQ(test, count_of(mm), 2);
+	KUNIT_EXPECT_EQ(test, atomic_read(&mm->mm_count), 2);
 
 	kthread_unuse_mm(mm);
 	expect_lazy(test, f->cpu[1], mm, &later);
 	expect_lazy(test, f->cpu[0], other, &later);
-	KUNIT_EXPECT_EQ(test, count_of(mm), 1 + holds(&later));
-	KUNIT_EXPECT_EQ(test, count_of(other), 1 + holds(&later));
+	KUNIT_EXPECT_EQ(test, atomic_read(&mm->mm_count), 1 + holds(&later));
+	KUNIT_EXPECT_EQ(test, atomic_read(&other->mm_count), 1 + holds(&later));
 	KUNIT_EXPECT_EQ(test, set_cpus_allowed_ptr(current, cpumask_of(f->cpu[0])), 0);
 	mmput(mm);
 	mmput(other);
@@ -606,38 +590,28 @@ static void store_seen(struct perf_event *event, struct perf_sample_data *data,
 /* Each is a trip to the idle task and back. */
 #define NAPS	20
 
-struct napper {
-	struct kthread_work work;
-	unsigned long switches;
-	unsigned int stores;
-};
-
-/* The thread has an mm, and nothing else on its CPU has one. */
-static void nap_fn(struct kthread_work *work)
+/* The thread has an mm, and nothing else on its CPU has one. Returns the trips. */
+static void nap_fn(struct order *order)
 {
-	struct napper *napper = container_of(work, struct napper, work);
 	unsigned long before = current->nvcsw + current->nivcsw;
 	int i;
 
 	atomic_set(&stores, 0);
 	for (i = 0; i < NAPS; i++)
 		schedule_timeout_uninterruptible(1);
-	napper->stores = atomic_read(&stores);
-	napper->switches = current->nvcsw + current->nivcsw - before;
+	order->naps = current->nvcsw + current->nivcsw - before;
 }
 
 /* What this is all about: nobody writes to mm_count. */
 static void trips_write_mm_count_if_refcounted(struct kunit *test)
 {
-	const char *policy = *(const char * const *)test->param_value;
+	const char *policy = set_the_policy(test);
 	struct perf_event * __percpu *watch;
 	struct fixture *f = test->priv;
 	struct perf_event_attr attr;
-	struct napper napper = {};
-	struct mm_struct *mm;
+	struct mm_struct *mm = new_mm(test);
+	unsigned int naps;
 
-	set_policy(test, policy);
-	mm = new_mm(test);
 	hw_breakpoint_init(&attr);
 	attr.bp_addr = (unsigned long)&mm->mm_count;
 	attr.bp_len = HW_BREAKPOINT_LEN_4;
@@ -658,15 +632,11 @@ static void trips_write_mm_count_if_refcounted(struct kunit *test)
 	}
 
 	command(f->worker[1], use_fn, mm);
-	kthread_init_work(&napper.work, nap_fn);
-	kthread_queue_work(f->worker[1], &napper.work);
-	kthread_flush_work(&napper.work);
+	naps = command(f->worker[1], nap_fn, mm).naps;
+	KUNIT_EXPECT_GE(test, naps, NAPS);
+	KUNIT_EXPECT_EQ(test, atomic_read(&stores), counted_by(policy) ? 2 * naps : 0);
 	command(f->worker[1], unuse_fn, mm);
 	unregister_wide_hw_breakpoint(watch);
-
-	KUNIT_EXPECT_GE(test, napper.switches, NAPS);
-	KUNIT_EXPECT_EQ(test, napper.stores,
-			counted_by(policy) ? 2 * napper.switches : 0);
 	mmput(mm);
 }
 #endif
@@ -736,7 +706,7 @@ static void use_mm_preempted_and_migrated(struct kunit *test)
 	if (f->nr < 3)
 		kunit_skip(test, "needs three online CPUs");
 
-	set_policy(test, *(const char * const *)test->param_value);
+	set_the_policy(test);
 	roamer = kunit_kzalloc(test, sizeof(*roamer), GFP_KERNEL);
 	KUNIT_ASSERT_NOT_NULL(test, roamer);
 	worker = kthread_run_worker(0, "lazy_tlb_roamer");
@@ -776,38 +746,20 @@ static void use_mm_preempted_and_migrated(struct kunit *test)
 
 /* ---- the final drop --------------------------------------------------- */
 
-/* An mm that no CPU has borrowed goes at once. */
-static void no_cpu_is_lazy(struct kunit *test)
-{
-	struct fixture *f = test->priv;
-	struct counts before;
-	struct mm_struct *mm;
-
-	set_policy(test, *(const char * const *)test->param_value);
-	mm = new_mm(test);
-	before = count_now(f);
-	mmput(mm);
-	expect_drops(test, &before, 1, 0, 0);
-	expect_mms(test, 0);
-}
-
 /* The CPU that drops the mm keeps it until it switches, whatever the policy. */
 static void this_cpu_is_lazy(struct kunit *test)
 {
-	const char *policy = *(const char * const *)test->param_value;
+	const char *policy = set_the_policy(test);
 	struct trip dropped = { .borrow = policy, .dropped = true };
 	struct fixture *f = test->priv;
-	struct counts before;
-	struct mm_struct *mm;
+	struct mm_struct *mm = new_mm(test);
 
-	set_policy(test, policy);
-	mm = new_mm(test);
 	kthread_use_mm(mm);
 	kthread_unuse_mm(mm);
-	before = count_now(f);
+	count_from_here(f);
 	mmput(mm);
-	expect_drops(test, &before, !counted_by(policy), 0, !counted_by(policy));
-	KUNIT_EXPECT_EQ(test, count_of(mm), 1);
+	expect_drops(test, !counted_by(policy), 0, !counted_by(policy));
+	KUNIT_EXPECT_EQ(test, atomic_read(&mm->mm_count), 1);
 	/* It has been asked for nothing that comes later. */
 	schedule_timeout_uninterruptible(HZ / 20);
 	expect_lazy(test, f->cpu[0], mm, &dropped);
@@ -817,18 +769,17 @@ static void this_cpu_is_lazy(struct kunit *test)
 }
 
 /*
- * As many are handed a reference as are lazy, however they became so, and not
- * one that was, and has taken another mm since. Who counts needs none: the mm is
- * dropped when the last of those has returned it.
+ * As many are handed a reference as are lazy, from none to all others, and not
+ * one that was, and has taken another mm since. Who has counted needs none: then
+ * the mm is dropped when the last of those has returned it.
  */
 static void every_lazy_cpu_is_found(struct kunit *test)
 {
 	const struct trip *trip = test->param_value;
 	struct trip fresh = { .borrow = trip->borrow };
-	bool counted = counted_by(trip->borrow);
+	bool counts = counted_by(trip->borrow);
 	struct fixture *f = test->priv;
 	struct mm_struct *mm, *other;
-	struct counts before;
 	unsigned int lazy, i;
 
 	for (lazy = 0; lazy < f->nr; lazy++) {
@@ -839,14 +790,14 @@ static void every_lazy_cpu_is_found(struct kunit *test)
 			make_lazy(f, i, mm);
 		for (i = lazy + 1; i < f->nr; i++)
 			make_lazy(f, i, other);
-		KUNIT_EXPECT_EQ(test, count_of(mm), 1 + (counted ? lazy : 0));
+		KUNIT_EXPECT_EQ(test, atomic_read(&mm->mm_count), 1 + (counts ? lazy : 0));
 		set_policy(test, trip->now);
 
-		before = count_now(f);
+		count_from_here(f);
 		mmput(mm);
-		expect_drops(test, &before, !counted || !lazy, counted ? 0 : lazy, 0);
+		expect_drops(test, !counts || !lazy, counts ? 0 : lazy, 0);
 		for (i = 1; i <= lazy; i++) {
-			if (!counted && shoots())
+			if (!counts && shoots())
 				expect_let_go(test, f->cpu[i]);
 			else
 				KUNIT_EXPECT_PTR_EQ(test, active_mm_of(f->cpu[i]), mm);
@@ -855,37 +806,34 @@ static void every_lazy_cpu_is_found(struct kunit *test)
 			expect_lazy(test, f->cpu[i], other, &fresh);
 		make_all_lazy(f, f->park);
 		expect_mms(test, 1);
-		KUNIT_EXPECT_EQ(test, count_of(other), 1);
+		KUNIT_EXPECT_EQ(test, atomic_read(&other->mm_count), 1);
 		mmput(other);
 		expect_mms(test, 0);
 	}
 }
 
-/* A mm lives as long as a CPU is lazy on it, and not longer. */
+/* An mm lives as long as a CPU is lazy on it, and not longer. */
 static void last_cpu_frees_the_mm(struct kunit *test)
 {
-	const char *policy = *(const char * const *)test->param_value;
+	const char *policy = set_the_policy(test);
 	struct trip dropped = { .borrow = policy, .dropped = true };
 	struct fixture *f = test->priv;
-	struct counts before;
-	struct mm_struct *mm;
+	struct mm_struct *mm = new_mm(test);
 	unsigned int i;
 
-	set_policy(test, policy);
-	mm = new_mm(test);
 	make_all_lazy(f, mm);
 	mmput(mm);
 	if (shoots()) {
 		for (i = 1; i < f->nr; i++)
 			expect_let_go(test, f->cpu[i]);
 		/* All but this one. */
-		KUNIT_EXPECT_TRUE(test, wait_for(count_of(mm) == 1));
+		KUNIT_EXPECT_TRUE(test, wait_for(atomic_read(&mm->mm_count) == 1));
 		expect_lazy(test, f->cpu[0], mm, &dropped);
 	}
-	before = count_now(f);
+	count_from_here(f);
 	for (i = f->nr; i--; ) {
 		if (!shoots()) {
-			KUNIT_EXPECT_EQ(test, count_of(mm), i + 1);
+			KUNIT_EXPECT_EQ(test, atomic_read(&mm->mm_count), i + 1);
 			expect_lazy(test, f->cpu[i], mm, &dropped);
 		}
 		expect_mms(test, 1);
@@ -893,33 +841,31 @@ static void last_cpu_frees_the_mm(struct kunit *test)
 	}
 	expect_mms(test, 0);
 	/* The count was zero again then: that is not a final drop. */
-	expect_drops(test, &before, counted_by(policy), 0, 0);
+	expect_drops(test, counted_by(policy), 0, 0);
 }
 
 /* One CPU has counted, the other has not: the first one drops, then the other. */
 static void counted_and_not(struct kunit *test)
 {
-	const char *policy = *(const char * const *)test->param_value;
+	const char *policy = set_the_policy(test);
 	struct fixture *f = test->priv;
-	struct counts before;
-	struct mm_struct *mm;
+	struct mm_struct *mm = new_mm(test);
 
 	if (f->nr < 3)
 		kunit_skip(test, "needs three online CPUs");
 
-	mm = new_mm(test);
 	set_policy(test, "refcount");
 	make_lazy(f, 1, mm);
 	set_policy(test, "shootdown");
 	make_lazy(f, 2, mm);
 	set_policy(test, policy);
-	before = count_now(f);
+	count_from_here(f);
 	mmput(mm);
-	expect_drops(test, &before, 0, 0, 0);
-	KUNIT_EXPECT_EQ(test, count_of(mm), 1);
+	expect_drops(test, 0, 0, 0);
+	KUNIT_EXPECT_EQ(test, atomic_read(&mm->mm_count), 1);
 
 	make_lazy(f, 1, f->park);
-	expect_drops(test, &before, 1, 1, 0);
+	expect_drops(test, 1, 1, 0);
 	if (shoots()) {
 		expect_let_go(test, f->cpu[2]);
 	} else {
@@ -933,126 +879,102 @@ static void counted_and_not(struct kunit *test)
 
 /* ---- wherever the final drop is --------------------------------------- */
 
-struct dropper {
-	struct tasklet_struct tasklet;
-	struct irq_work work;
-	struct mm_struct *mm;
-	bool done;
-};
+static DEFINE_RAW_SPINLOCK(some_lock);
+static struct mm_struct *to_drop;
+static bool dropped_it;
 
-static void tasklet_fn(struct tasklet_struct *tasklet)
+static void drop_it(void)
 {
-	struct dropper *dropper = from_tasklet(dropper, tasklet, tasklet);
-
-	mmdrop(dropper->mm);
-	WRITE_ONCE(dropper->done, true);
+	mmdrop(to_drop);
+	WRITE_ONCE(dropped_it, true);
 }
 
-static void irq_work_fn(struct irq_work *work)
+static void drop_in_tasklet(struct tasklet_struct *tasklet)
 {
-	struct dropper *dropper = container_of(work, struct dropper, work);
-
-	mmdrop(dropper->mm);
-	WRITE_ONCE(dropper->done, true);
+	drop_it();
 }
 
-static void in_bh_disabled(struct dropper *dropper)
+static void drop_in_irq_work(struct irq_work *work)
 {
-	local_bh_disable();
-	mmdrop(dropper->mm);
-	local_bh_enable();
+	drop_it();
 }
 
-static void in_irqs_disabled(struct dropper *dropper)
+static DECLARE_TASKLET(dropping_tasklet, drop_in_tasklet);
+static struct irq_work dropping_irq_work = IRQ_WORK_INIT_HARD(drop_in_irq_work);
+
+enum context { TASK, BH_DISABLED, IRQS_DISABLED, SPINLOCK, SOFTIRQ, HARDIRQ, NR_CONTEXTS };
+
+static void drop_in(enum context context)
 {
-	local_irq_disable();
-	mmdrop(dropper->mm);
-	local_irq_enable();
+	dropped_it = false;
+	switch (context) {
+	case BH_DISABLED:
+		local_bh_disable();
+		drop_it();
+		local_bh_enable();
+		break;
+	case IRQS_DISABLED:
+		local_irq_disable();
+		drop_it();
+		local_irq_enable();
+		break;
+	case SPINLOCK:
+		raw_spin_lock(&some_lock);
+		drop_it();
+		raw_spin_unlock(&some_lock);
+		break;
+	case SOFTIRQ:
+		tasklet_schedule(&dropping_tasklet);
+		break;
+	case HARDIRQ:
+		irq_work_queue(&dropping_irq_work);
+		break;
+	default:
+		drop_it();
+	}
+	wait_for(READ_ONCE(dropped_it));
 }
-
-static void in_spinlock(struct dropper *dropper)
-{
-	static DEFINE_RAW_SPINLOCK(lock);
-
-	raw_spin_lock(&lock);
-	mmdrop(dropper->mm);
-	raw_spin_unlock(&lock);
-}
-
-static void in_softirq_fn(struct dropper *dropper)
-{
-	tasklet_setup(&dropper->tasklet, tasklet_fn);
-	tasklet_schedule(&dropper->tasklet);
-	wait_for(READ_ONCE(dropper->done));
-	tasklet_kill(&dropper->tasklet);
-}
-
-static void in_hardirq_fn(struct dropper *dropper)
-{
-	dropper->work = IRQ_WORK_INIT_HARD(irq_work_fn);
-	irq_work_queue(&dropper->work);
-	irq_work_sync(&dropper->work);
-}
-
-static void (* const contexts[])(struct dropper *dropper) = {
-	in_bh_disabled,
-	in_irqs_disabled,
-	in_spinlock,
-	in_softirq_fn,
-	in_hardirq_fn,
-};
 
 /* The CPU that drops is lazy as well, so that nothing is freed there. */
 static void drop_in_any_context(struct kunit *test)
 {
-	const char *policy = *(const char * const *)test->param_value;
+	const char *policy = set_the_policy(test);
 	struct trip dropped = { .borrow = policy, .dropped = true };
-	bool counted = counted_by(policy);
+	bool counts = counted_by(policy);
 	struct fixture *f = test->priv;
-	struct counts before;
-	unsigned int i;
+	enum context context;
 
-	set_policy(test, policy);
-	for (i = 0; i < ARRAY_SIZE(contexts); i++) {
-		struct dropper dropper = { .mm = new_mm(test) };
-
-		make_lazy(f, 0, dropper.mm);
-		make_lazy(f, 1, dropper.mm);
-		mmgrab(dropper.mm);
-		mmput(dropper.mm);
-		before = count_now(f);
-		contexts[i](&dropper);
-		expect_drops(test, &before, !counted, !counted, !counted);
-		expect_lazy(test, f->cpu[0], dropper.mm, &dropped);
-		expect_after_drop(test, f->cpu[1], dropper.mm);
+	for (context = 0; context < NR_CONTEXTS; context++) {
+		to_drop = new_mm(test);
+		make_lazy(f, 0, to_drop);
+		make_lazy(f, 1, to_drop);
+		mmgrab(to_drop);
+		mmput(to_drop);
+		count_from_here(f);
+		drop_in(context);
+		expect_drops(test, !counts, !counts, !counts);
+		expect_lazy(test, f->cpu[0], to_drop, &dropped);
+		expect_after_drop(test, f->cpu[1], to_drop);
 		make_all_lazy(f, f->park);
 		expect_mms(test, 0);
 	}
 }
 
-/* A CPU that waits for a lock, deaf to interrupts. */
-struct waiter {
-	struct kthread_work work;
-	raw_spinlock_t lock;
-	bool waits;
-	bool got_it;
-};
-
-static void wait_fn(struct kthread_work *work)
+/* Waits for a lock, deaf to interrupts. */
+static void wait_fn(struct order *order)
 {
-	struct waiter *waiter = container_of(work, struct waiter, work);
 	unsigned long flags;
 	int i;
 
 	local_irq_save(flags);
-	WRITE_ONCE(waiter->waits, true);
+	WRITE_ONCE(order->runs, true);
 	/* Two seconds: if that is not enough, the other one waits as well. */
-	for (i = 0; i < 200000 && !waiter->got_it; i++) {
-		waiter->got_it = raw_spin_trylock(&waiter->lock);
+	for (i = 0; i < 200000 && !order->got_it; i++) {
+		order->got_it = raw_spin_trylock(&some_lock);
 		udelay(10);
 	}
-	if (waiter->got_it)
-		raw_spin_unlock(&waiter->lock);
+	if (order->got_it)
+		raw_spin_unlock(&some_lock);
 	local_irq_restore(flags);
 }
 
@@ -1060,62 +982,39 @@ static void wait_fn(struct kthread_work *work)
 static void drop_waits_for_nobody(struct kunit *test)
 {
 	struct fixture *f = test->priv;
-	struct waiter waiter = {};
+	struct order waiter;
 	struct mm_struct *mm;
 	unsigned int again;
 
-	set_policy(test, *(const char * const *)test->param_value);
-	raw_spin_lock_init(&waiter.lock);
+	set_the_policy(test);
 	/* The second nudge comes while the first one is pending. */
 	for (again = 0; again < 2; again++) {
 		mm = new_mm(test);
 		make_lazy(f, 1, mm);
 		mmgrab(mm);
 		mmput(mm);
-		waiter.waits = false;
-		waiter.got_it = false;
-		kthread_init_work(&waiter.work, wait_fn);
-		raw_spin_lock(&waiter.lock);
-		kthread_queue_work(f->worker[1], &waiter.work);
-		while (!READ_ONCE(waiter.waits))
+		raw_spin_lock(&some_lock);
+		start(f->worker[1], &waiter, wait_fn, NULL);
+		while (!READ_ONCE(waiter.runs))
 			cpu_relax();
-		if (again && shoots()) {
+		if (again && shoots())
 			lazy_tlb_nudge(f->cpu[1]);
-			lazy_tlb_nudge(f->cpu[1]);
-		}
 		mmdrop(mm);
-		raw_spin_unlock(&waiter.lock);
+		raw_spin_unlock(&some_lock);
 		kthread_flush_work(&waiter.work);
 		KUNIT_EXPECT_TRUE(test, waiter.got_it);
 		expect_after_drop(test, f->cpu[1], mm);
 	}
 }
 
-/* Runs until it is told to stop, or drops @mm when it is told to go. */
-struct runner {
-	struct kthread_work work;
-	struct mm_struct *mm;
-	bool runs;
-	bool go;
-};
-
-static void run_fn(struct kthread_work *work)
+/* Runs until it is told to go, and drops @mm then. */
+static void run_fn(struct order *order)
 {
-	struct runner *runner = container_of(work, struct runner, work);
-
-	WRITE_ONCE(runner->runs, true);
-	while (!READ_ONCE(runner->go))
+	WRITE_ONCE(order->runs, true);
+	while (!READ_ONCE(order->go))
 		cpu_relax();
-	if (runner->mm)
-		mmdrop(runner->mm);
-}
-
-static void start(struct kthread_worker *worker, struct runner *runner)
-{
-	kthread_init_work(&runner->work, run_fn);
-	kthread_queue_work(worker, &runner->work);
-	while (!READ_ONCE(runner->runs))
-		cond_resched();
+	if (order->mm)
+		mmdrop(order->mm);
 }
 
 /*
@@ -1124,8 +1023,9 @@ static void start(struct kthread_worker *worker, struct runner *runner)
  */
 static void let_go_waits_for_pi_lock(struct kunit *test)
 {
-	struct runner lazy = {}, dropper = {};
+	struct mm_struct *mm = new_mm(test);
 	struct fixture *f = test->priv;
+	struct order lazy, dropper;
 	struct task_struct *task;
 	unsigned long flags;
 	unsigned long slot;
@@ -1136,13 +1036,13 @@ static void let_go_waits_for_pi_lock(struct kunit *test)
 		kunit_skip(test, "needs three online CPUs");
 
 	set_policy(test, "shootdown");
-	dropper.mm = new_mm(test);
-	make_lazy(f, 1, dropper.mm);
-	mmgrab(dropper.mm);
-	mmput(dropper.mm);
+	make_lazy(f, 1, mm);
+	mmgrab(mm);
+	mmput(mm);
 	task = f->worker[1]->task;
-	start(f->worker[1], &lazy);
-	start(f->worker[2], &dropper);
+	start(f->worker[1], &lazy, run_fn, NULL);
+	start(f->worker[2], &dropper, run_fn, mm);
+	wait_for(READ_ONCE(lazy.runs) && READ_ONCE(dropper.runs));
 
 	raw_spin_lock_irqsave(&task->pi_lock, flags);
 	WRITE_ONCE(dropper.go, true);
@@ -1156,7 +1056,7 @@ static void let_go_waits_for_pi_lock(struct kunit *test)
 	raw_spin_unlock_irqrestore(&task->pi_lock, flags);
 
 	KUNIT_EXPECT_TRUE(test, seen);
-	KUNIT_EXPECT_EQ(test, slot, (unsigned long)dropper.mm | LAZY_TLB_SLOT_HANDED);
+	KUNIT_EXPECT_EQ(test, slot, (unsigned long)mm | LAZY_TLB_SLOT_HANDED);
 	expect_let_go(test, f->cpu[1]);
 	WRITE_ONCE(lazy.go, true);
 	kthread_flush_work(&lazy.work);
@@ -1166,15 +1066,7 @@ static void let_go_waits_for_pi_lock(struct kunit *test)
 /* ---- all at once ------------------------------------------------------ */
 
 #define RACES	600
-
-/* Becomes lazy on @mm, and returns it when it is told to go, a little later. */
-struct racer {
-	struct kthread_work work;
-	struct mm_struct *mm;
-	struct mm_struct *park;
-	atomic_t *ready;
-	unsigned int delay;
-};
+#define RACERS	3
 
 static void get_set_go(atomic_t *ready, unsigned int delay)
 {
@@ -1185,15 +1077,16 @@ static void get_set_go(atomic_t *ready, unsigned int delay)
 		cpu_relax();
 }
 
-static void race_fn(struct kthread_work *work)
+/* Becomes lazy on @mm, and returns it when it is told to go, a little later. */
+static void race_fn(struct order *order)
 {
-	struct racer *racer = container_of(work, struct racer, work);
-
-	kthread_use_mm(racer->mm);
-	kthread_unuse_mm(racer->mm);
-	get_set_go(racer->ready, racer->delay);
-	kthread_use_mm(racer->park);
-	kthread_unuse_mm(racer->park);
+	while (!smp_load_acquire(&order->go))
+		cpu_relax();
+	kthread_use_mm(order->mm);
+	kthread_unuse_mm(order->mm);
+	get_set_go(order->ready, order->delay);
+	kthread_use_mm(order->f->park);
+	kthread_unuse_mm(order->f->park);
 }
 
 /*
@@ -1203,8 +1096,8 @@ static void race_fn(struct kthread_work *work)
 static void race(struct kunit *test, bool change)
 {
 	struct fixture *f = test->priv;
-	unsigned int nr = min(f->nr - 1, 3u), round, i;
-	struct racer racer[3];
+	unsigned int nr = min(f->nr - 1, RACERS), round, i;
+	struct order racer[RACERS];
 	struct mm_struct *mm;
 	atomic_t ready;
 
@@ -1213,20 +1106,18 @@ static void race(struct kunit *test, bool change)
 		mmgrab(mm);
 		atomic_set(&ready, nr + 1);
 		for (i = 0; i < nr; i++) {
-			racer[i] = (struct racer) {
-				.mm = mm,
-				.park = f->park,
-				.ready = &ready,
-				.delay = round * (i + 1) % 97,
-			};
-			kthread_init_work(&racer[i].work, race_fn);
-			kthread_queue_work(f->worker[i + 1], &racer[i].work);
+			start(f->worker[i + 1], &racer[i], race_fn, mm);
+			racer[i].f = f;
+			racer[i].ready = &ready;
+			racer[i].delay = round * (i + 1) % 97;
+			smp_store_release(&racer[i].go, true);
 		}
-		while (change && atomic_read(&ready) > 1)
-			set_policy(test, policies[get_random_u32_below(3)]);
 		/* Those who use it have gone on. */
-		while (atomic_read(&ready) > 1)
+		while (atomic_read(&ready) > 1) {
+			if (change)
+				set_policy(test, policies[get_random_u32_below(3)]);
 			cpu_relax();
+		}
 		mmput(mm);
 		get_set_go(&ready, round % 89);
 		mmdrop(mm);
@@ -1242,7 +1133,7 @@ static void race(struct kunit *test, bool change)
 
 static void drop_against_return(struct kunit *test)
 {
-	set_policy(test, *(const char * const *)test->param_value);
+	set_the_policy(test);
 	race(test, false);
 }
 
@@ -1255,11 +1146,10 @@ static void policy_change_against_all(struct kunit *test)
 static void policy_changes_are_counted(struct kunit *test)
 {
 	struct fixture *f = test->priv;
-	struct counts before;
 	unsigned int i;
 
 	set_policy(test, policies[0]);
-	before = count_now(f);
+	count_from_here(f);
 	for (i = 1; i <= 6; i++) {
 		set_policy(test, policies[i % 3]);
 		set_policy(test, policies[i % 3]);
@@ -1268,7 +1158,7 @@ static void policy_changes_are_counted(struct kunit *test)
 	}
 	KUNIT_EXPECT_EQ(test, lazy_tlb_change_policy("defer"), -EINVAL);
 	KUNIT_EXPECT_STREQ(test, lazy_tlb_policy_name(), policies[0]);
-	KUNIT_EXPECT_EQ(test, count_now(f).policy_changes - before.policy_changes, 6);
+	KUNIT_EXPECT_EQ(test, counted(f, LAZY_TLB_POLICY_CHANGES), 6);
 }
 
 static struct kunit_case lazy_tlb_test_cases[] = {
@@ -1282,7 +1172,6 @@ static struct kunit_case lazy_tlb_test_cases[] = {
 	KUNIT_CASE_PARAM(trips_write_mm_count_if_refcounted, policy_gen_params),
 #endif
 	KUNIT_CASE_PARAM(use_mm_preempted_and_migrated, policy_gen_params),
-	KUNIT_CASE_PARAM(no_cpu_is_lazy, policy_gen_params),
 	KUNIT_CASE_PARAM(this_cpu_is_lazy, policy_gen_params),
 	KUNIT_CASE_PARAM(every_lazy_cpu_is_found, borrow_gen_params),
 	KUNIT_CASE_PARAM(last_cpu_frees_the_mm, policy_gen_params),

@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * The per-CPU slot of a lazy TLB mm, and how a CPU lets go of one. What is done
- * with the slots is decided in Rust, see lazy_tlb.rs.
+ * The per-CPU slot of a lazy TLB mm, and how a CPU is asked to let go of one.
+ * What the final drop of an mm does with the slots is in Rust, see lazy_tlb.rs.
  */
+#include <linux/cpumask.h>
+#include <linux/irq_work.h>
 #include <linux/lazy_tlb.h>
 #include <linux/lockdep.h>
 #include <linux/mm_types.h>
@@ -10,55 +12,73 @@
 #include <linux/sched.h>
 #include <asm/lazy_tlb.h>
 
-DEFINE_PER_CPU(struct mm_struct *, lazy_tlb_slot);
+/* Written at every trip: on a line of its own, that only final drops look at. */
+DEFINE_PER_CPU_SHARED_ALIGNED(unsigned long, lazy_tlb_slot);
+
+DEFINE_STATIC_KEY_MAYBE(CONFIG_LAZY_TLB_DEFAULT_REFCOUNT, lazy_tlb_count_key);
 
 /**
  * lazy_tlb_let_go() - switch this CPU to init_mm if it is lazy on an mm
  * @mm: the mm to let go of
  *
- * Must not be called for a refcounted lazy mm: the reference would be leaked.
- * Callers other than the final drop check lazy_tlb_refcounted() first.
- *
- * The next switch to a user task goes through membarrier_switch_mm() with
- * init_mm as the previous mm, which membarrier(2) handles like any other.
- *
- * Context: Interrupts disabled. Called from the IPI of the final drop, by a
- *          thread that exits along with others, or by an architecture that has
- *          its own reason to leave a lazy mm.
+ * Context: Interrupts disabled. Called from the interrupt that lazy_tlb_nudge()
+ *          asks for, or from a TLB flush that has interrupted this CPU anyway.
  * Return: true if the CPU was lazy on @mm.
  */
 bool lazy_tlb_let_go(struct mm_struct *mm)
 {
 	lockdep_assert_irqs_disabled();
 
-	if (current->mm || current->active_mm != mm)
+	if (current->mm || current->active_mm != mm || mm == &init_mm)
 		return false;
 
 	current->active_mm = &init_mm;
 	arch_lazy_tlb_let_go(mm);
-	lazy_tlb_retire();
+
+	/*
+	 * The scheduler looks at p->mm of a task on another CPU with p->pi_lock
+	 * held, mm_update_cpus_allowed() for one. If current has just given up
+	 * its mm, such a look may not have ended, and our borrow is what keeps
+	 * the mm until then. A task that is switched to later has none to look at.
+	 */
+	if (!is_idle_task(current)) {
+		raw_spin_lock(&current->pi_lock);
+		raw_spin_unlock(&current->pi_lock);
+	}
+
+	mm = lazy_tlb_return(mm);
+	if (mm)
+		lazy_tlb_put_async(mm);
 	return true;
 }
 
-/**
- * lazy_tlb_let_go_dropped() - switch this CPU to init_mm if it is lazy on an mm
- *			      that was dropped
- *
- * For a final drop that asks on behalf of many mms. The slot keeps active_mm
- * valid, so its count can be looked at. Not for a refcounted lazy mm, whose
- * count is not zero.
- *
- * Context: Interrupts disabled.
- * Return: true if the CPU was lazy on such an mm.
- */
-bool lazy_tlb_let_go_dropped(void)
+static void lazy_tlb_nudged(struct irq_work *work)
 {
-	struct mm_struct *mm = current->active_mm;
+	unsigned long slot = READ_ONCE(*this_cpu_ptr(&lazy_tlb_slot));
 
-	lockdep_assert_irqs_disabled();
+	/* It may have switched to a user task since, or become lazy on another mm. */
+	if (slot & LAZY_TLB_SLOT_HANDED)
+		lazy_tlb_let_go((struct mm_struct *)(slot & ~LAZY_TLB_SLOT_HANDED));
+}
 
-	if (current->mm || mm == &init_mm || atomic_read(&mm->mm_count))
-		return false;
+static DEFINE_PER_CPU(struct irq_work, lazy_tlb_nudge_work) =
+	IRQ_WORK_INIT_HARD(lazy_tlb_nudged);
 
-	return lazy_tlb_let_go(mm);
+/**
+ * lazy_tlb_nudge() - ask another CPU to let go of the mm that it was handed
+ * @cpu: an online CPU, which cannot go offline before this returns
+ *
+ * Nobody waits for it, not even for an earlier one: smp_call_function_many()
+ * could wait for that, and the caller may hold a lock that the other CPU waits
+ * for with interrupts disabled.
+ *
+ * Context: Any but NMI, preemption disabled.
+ */
+void lazy_tlb_nudge(unsigned int cpu)
+{
+	/*
+	 * Fully ordered against irq_work_single() if the work is pending already:
+	 * that one then sees the tag in the slot.
+	 */
+	irq_work_queue_on(per_cpu_ptr(&lazy_tlb_nudge_work, cpu), cpu);
 }

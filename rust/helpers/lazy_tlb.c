@@ -2,50 +2,38 @@
 
 #include <linux/lazy_tlb.h>
 #include <linux/mm_types.h>
-#include <linux/sched/mm.h>
+#include <linux/preempt.h>
 #include <linux/vmstat.h>
-#include <asm/lazy_tlb.h>
 
 #ifdef CONFIG_MMU_LAZY_TLB_SHOOTDOWN_RUST
-__rust_helper struct mm_struct *rust_helper_lazy_tlb_slot_of(unsigned int cpu)
+__rust_helper unsigned long *rust_helper_lazy_tlb_slot_ptr(unsigned int cpu)
 {
-	return lazy_tlb_slot_of(cpu);
+	return per_cpu_ptr(&lazy_tlb_slot, cpu);
 }
 
-__rust_helper bool rust_helper_lazy_tlb_refcounted(void)
+__rust_helper struct cpumask *rust_helper_mm_lazy_tlb_cpumask(struct mm_struct *mm)
 {
-	return lazy_tlb_refcounted();
+	return mm_lazy_tlb_cpumask(mm);
 }
 
-__rust_helper void rust_helper_lazy_tlb_publish(struct mm_struct *mm)
+__rust_helper int *rust_helper_mm_count_ptr(struct mm_struct *mm)
 {
-	lazy_tlb_publish(mm);
+	return &mm->mm_count.counter;
 }
 
-/* As in context_switch(), from a user task to a kernel thread. */
-__rust_helper void rust_helper_lazy_tlb_borrow(struct mm_struct *mm)
+__rust_helper bool rust_helper_mm_test_and_set_handed(struct mm_struct *mm)
 {
-	mmgrab_lazy_tlb(mm);
-	lazy_tlb_publish(mm);
+	return mm_flags_test_and_set(MMF_LAZY_TLB_HANDED, mm);
 }
 
-/* As in finish_task_switch(), from a kernel thread to a user task. */
-__rust_helper void rust_helper_lazy_tlb_return(struct mm_struct *mm)
+__rust_helper void rust_helper_preempt_disable(void)
 {
-	lazy_tlb_retire();
-	mmdrop_lazy_tlb_sched(mm);
+	preempt_disable();
 }
 
-__rust_helper struct cpumask *
-rust_helper_arch_lazy_tlb_cpumask(struct mm_struct *mm)
+__rust_helper void rust_helper_preempt_enable(void)
 {
-	return arch_lazy_tlb_cpumask(mm);
-}
-
-__rust_helper struct lazy_tlb_waiting *
-rust_helper_lazy_tlb_waiting_of(struct mm_struct *mm)
-{
-	return &mm->lazy_tlb_waiting;
+	preempt_enable();
 }
 
 __rust_helper void rust_helper_count_vm_events(enum vm_event_item item, long delta)

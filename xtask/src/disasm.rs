@@ -1,4 +1,5 @@
-//! With the option off the hot functions must be the base tree's, instruction by instruction.
+//! With the option off the hot functions must be those of the base tree with the fixes that the
+//! series begins with, instruction by instruction.
 
 use std::path::Path;
 use std::process::Command;
@@ -29,7 +30,7 @@ const FUNCTIONS: [(&str, &str, &str); 4] = [
 /// Builds the objects of both trees and compares them; one case for each function.
 pub fn option_off(shop: &Workshop<'_>, arch: &'static Arch) -> Result<Vec<Case>> {
     let objects = ["kernel/sched/core.o", "kernel/exit.o", "kernel/fork.o"];
-    let base = shop.build_base(arch, COMPARED)?;
+    let base = shop.build_fixed(arch, COMPARED)?;
     let off = shop.build(arch, COMPARED)?;
     // As `test` has built it already.
     let on = shop.build(arch, "test")?;

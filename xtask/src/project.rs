@@ -106,8 +106,26 @@ impl Workshop<'_> {
 
     /// A build of the base tree as it is.
     pub fn build_base<'b>(&'b self, arch: &'static Arch, variant: &'b str) -> Result<Build<'b>> {
+        self.build_upto(0, arch, variant)
+    }
+
+    /// A build of the base tree with the fixes that the series begins with: what comes before
+    /// lazy_tlb.h.
+    pub fn build_fixed<'b>(&'b self, arch: &'static Arch, variant: &'b str) -> Result<Build<'b>> {
+        let header = Path::new("include/linux/lazy_tlb.h");
+        let mut patches = self.series.patches.iter();
+        let fixes = patches.position(|p| p.entry.adds.iter().any(|file| file == header));
+        self.build_upto(fixes.unwrap_or(0), arch, variant)
+    }
+
+    fn build_upto<'b>(
+        &'b self,
+        upto: usize,
+        arch: &'static Arch,
+        variant: &'b str,
+    ) -> Result<Build<'b>> {
         let none = Selection {
-            upto: Some(0),
+            upto: Some(upto),
             skip: Vec::new(),
         };
         let tree = tree::patched(&self.project.cache, &self.base, &self.series, &none)?;

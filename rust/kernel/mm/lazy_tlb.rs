@@ -1,84 +1,133 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Lazy TLB mms: which CPUs still use an address space that is to be freed.
+//! Lazy TLB mms: handing those CPUs a reference that still use an mm when everybody else is done.
 //!
 //! A CPU that runs the idle task or a kernel thread keeps the page tables of the last user mm
-//! loaded, and says so in a per-CPU slot. It is *lazy* on that mm. Nobody counts these uses, so
-//! whoever drops the last reference has to look for them first. This module offers what is needed
-//! for that as evidence: a [`FinalDrop`] can only be had from the C code that has just dropped
-//! the last reference. It owns the mm, and [`FinalDrop::free`] frees it only after it has seen for
-//! itself that no CPU is lazy. So a policy can be wrong about when to free an mm, or how many CPUs
-//! to interrupt for it, but it cannot free one that is in use.
+//! loaded: it is *lazy* on that mm. While the mm lives nobody counts these uses. The CPU names the
+//! mm in a slot of its own, and [`FinalDrop::hand_over`] makes up for the counting when `mm_count`
+//! has become zero.
 //!
-//! It does not decide what to do about a lazy CPU. That is up to the policies in
+//! Whether a CPU that was handed a reference is asked to let go of the mm is up to the policies in
 //! `mm/lazy_tlb/`.
 //!
-//! C headers: [`include/linux/lazy_tlb.h`](srctree/include/linux/lazy_tlb.h),
-//! [`include/asm-generic/lazy_tlb.h`](srctree/include/asm-generic/lazy_tlb.h)
+//! C header: [`include/linux/lazy_tlb.h`](srctree/include/linux/lazy_tlb.h)
 
 use crate::{
     bindings,
-    cpu::{
-        self,
-        CpuId, //
-    },
-    cpumask::LiveCpumask,
-    interrupt::LocalInterruptDisabled,
+    cpu::CpuId,
     mm::Mm,
     prelude::*,
-    sync::{
-        aref::ARef,
-        barrier::{
-            smp_mb,
-            Full, //
-        },
-        global_lock, //
+    sync::atomic::{
+        Acquire,
+        Atomic,
+        Full,
+        Relaxed, //
     },
-    time::{
-        Msecs,
-        NSEC_PER_MSEC, //
-    },
-    warn_on, //
+    types::NotThreadSafe, //
 };
-use core::ptr::{
-    self,
-    NonNull, //
-};
+use core::ptr::NonNull;
 
-/// The final drop of an address space: what is left of the `mm_struct`, and the duty to free it.
+/// In a slot, beside the address of the mm: the CPU has been handed a reference.
+const HANDED: usize = bindings::LAZY_TLB_SLOT_HANDED as usize;
+
+/// An mm whose `mm_count` has become zero.
 ///
-/// `mm_count` has reached zero. Because of that, the set of CPUs that are lazy on the mm can only
-/// shrink: a new user would need a reference, and a switch from one kernel thread to the next
-/// inherits the mm on a CPU that is in the set already.
+/// The set of CPUs that are lazy on it can only shrink: a new user would need a reference, and a
+/// switch from one kernel thread to the next inherits the mm on a CPU that is in the set already.
 ///
 /// # Invariants
 ///
-/// Points to a valid `mm_struct` whose `mm_count` is zero, and is the only thing left that will
-/// free it.
-#[must_use = "an mm whose final drop does not end is leaked"]
+/// Points to a valid `mm_struct` that nobody else is going to free. Its `mm_count` was brought to
+/// zero by a fully ordered operation, and no slot has its address with [`HANDED`], unless
+/// `MMF_LAZY_TLB_HANDED` is set, in which case no slot has its address at all.
+#[must_use = "whoever has it must hand the mm over, or it is leaked"]
 pub struct FinalDrop(NonNull<bindings::mm_struct>);
 
-// SAFETY: An mm may be freed by any task.
-unsafe impl Send for FinalDrop {}
-
-// SAFETY: All methods that take `&self` can be called on several CPUs in parallel.
-unsafe impl Sync for FinalDrop {}
-
-/// What a look at the slots has found.
+/// What became of a final drop.
+#[must_use]
 #[derive(Clone, Copy, Default)]
-pub struct Scan {
+pub struct Outcome {
+    /// Nobody uses the mm: the caller has to free it. If not, lazy CPUs have it.
+    pub unused: bool,
+    /// This is not the first time that `mm_count` has become zero.
+    pub again: bool,
     /// Slots that were read.
     pub scanned: usize,
-    /// CPUs that were lazy.
-    pub lazy: usize,
+    /// CPUs that were handed a reference.
+    pub handed: usize,
 }
 
-/// The mm could not be freed: CPUs are lazy on it.
-pub struct StillLazy {
-    /// The mm.
-    pub mm: FinalDrop,
-    /// What was found.
-    pub scan: Scan,
+/// A CPU that was handed a reference on an mm, and cannot go offline while this exists.
+pub struct Handed<'a> {
+    cpu: CpuId,
+    _pinned: &'a PreemptDisabled,
+}
+
+impl Handed<'_> {
+    /// Asks the CPU to let go of the mm, and does not wait for that. Returns `false` for the
+    /// calling CPU, which keeps the mm until it switches to something else.
+    #[inline]
+    #[doc(alias("lazy_tlb_nudge"))]
+    pub fn nudge(&self) -> bool {
+        if self.cpu == CpuId::current() {
+            return false;
+        }
+
+        // SAFETY: The CPU was lazy, so it was online, after preemption had been disabled. It
+        // cannot go offline before preemption is enabled again.
+        unsafe { bindings::lazy_tlb_nudge(u32::from(self.cpu)) };
+        true
+    }
+}
+
+/// Preemption is disabled as long as this exists.
+struct PreemptDisabled(NotThreadSafe);
+
+impl PreemptDisabled {
+    #[inline]
+    fn new() -> Self {
+        // SAFETY: Can be called from any context.
+        unsafe { bindings::preempt_disable() };
+        Self(NotThreadSafe)
+    }
+}
+
+impl Drop for PreemptDisabled {
+    #[inline]
+    fn drop(&mut self) {
+        // SAFETY: `new()` has disabled it, on the same CPU.
+        unsafe { bindings::preempt_enable() };
+    }
+}
+
+/// Returns the CPUs in a mask that other CPUs may join meanwhile.
+///
+/// # Safety
+///
+/// `mask` must be valid as long as the iterator is in use.
+unsafe fn cpus_in(mask: *const bindings::cpumask) -> impl Iterator<Item = CpuId> {
+    let mut last = -1;
+
+    core::iter::from_fn(move || {
+        // SAFETY: By the requirements of this function. `last` is -1 or the number of a CPU.
+        // Returns `nr_cpu_ids` or more when there is none left.
+        let cpu = CpuId::from_u32(unsafe { bindings::cpumask_next(last, mask) })?;
+
+        last = i32::from(cpu);
+        Some(cpu)
+    })
+}
+
+/// Returns the slot of a CPU.
+///
+/// # Safety
+///
+/// `cpu` must be a possible CPU.
+#[inline]
+unsafe fn slot(cpu: CpuId) -> &'static Atomic<usize> {
+    // SAFETY: By the requirements of this function. Per-CPU variables of possible CPUs are never
+    // freed, and this one is only accessed with READ_ONCE(), WRITE_ONCE(), xchg() and cmpxchg().
+    unsafe { Atomic::from_ptr(bindings::lazy_tlb_slot_ptr(u32::from(cpu)).cast()) }
 }
 
 impl FinalDrop {
@@ -86,302 +135,100 @@ impl FinalDrop {
     ///
     /// # Safety
     ///
-    /// `ptr` must point to a valid `mm_struct` that nobody else is going to free. Its `mm_count`
-    /// must have become zero by a fully ordered operation that precedes this call.
+    /// `mm` must point to a valid `mm_struct`, called from `__mmdrop()` only, whose `mm_count` has
+    /// just become zero by a fully ordered operation. The caller must do what
+    /// [`Outcome::unused`] says.
     #[inline]
-    pub unsafe fn from_raw(ptr: NonNull<bindings::mm_struct>) -> Self {
-        // INVARIANT: By the requirements of this function.
-        Self(ptr)
+    pub unsafe fn from_raw(mm: NonNull<bindings::mm_struct>) -> Self {
+        // INVARIANT: By the requirements of this function. A slot gets `HANDED` in `hand_over()`
+        // only, and is given up, tag and all, before the reference that came with it is dropped.
+        Self(mm)
     }
 
     #[inline]
-    fn as_raw(&self) -> *mut bindings::mm_struct {
-        self.0.as_ptr()
+    fn count(&self) -> &Atomic<i32> {
+        // SAFETY: The mm is valid by the type invariant, and `mm_count` is an atomic_t.
+        unsafe { Atomic::from_ptr(bindings::mm_count_ptr(self.0.as_ptr())) }
     }
 
-    /// Returns the address of the mm, which says nothing about whether it is still there.
-    #[inline]
-    pub fn address(&self) -> usize {
-        self.as_raw().addr()
-    }
-
-    /// Returns the CPUs that [`is_lazy_on`](Self::is_lazy_on) has to be asked about.
+    /// Hands each CPU that is lazy on the mm a reference, and calls `handed` for it.
     ///
-    /// The architecture vouches for it that no CPU outside of this mask is lazy on the mm.
-    #[inline]
-    #[doc(alias("arch_lazy_tlb_cpumask"))]
-    pub fn candidates(&self) -> &LiveCpumask {
-        // SAFETY: The mask belongs to the `mm_struct`, which is valid by the type invariant, and
-        // is only updated with atomic bit operations.
-        unsafe { LiveCpumask::from_raw(bindings::arch_lazy_tlb_cpumask(self.as_raw())) }
-    }
-
-    /// Tells whether `cpu` was lazy on the mm when its slot was read.
+    /// Can be called from any context but NMI. Does not wait for anybody, and takes no lock.
     ///
-    /// `false` is final: the CPU has made its last access to the mm, and will make no other. What
-    /// the caller does next is ordered after that access. `true` can be out of date when it
-    /// arrives.
-    ///
-    /// The acquire in `lazy_tlb_slot_of()` pairs with the release in `lazy_tlb_retire()`.
-    #[inline]
-    #[doc(alias("lazy_tlb_slot_of"))]
-    pub fn is_lazy_on(&self, cpu: CpuId) -> bool {
-        // SAFETY: `cpu` is a possible CPU by its type invariant.
-        let slot = unsafe { bindings::lazy_tlb_slot_of(u32::from(cpu)) };
+    /// A CPU that switches to a user task empties its slot with `xchg()`, after its last access to
+    /// the mm. If it was handed a reference before that, it finds the tag and drops the reference:
+    /// the last one to do so gets to `__mmdrop()` again.
+    pub fn hand_over(self, mut handed: impl FnMut(Handed<'_>)) -> Outcome {
+        let mm = self.0.as_ptr();
+        let address = mm.addr();
+        let mut outcome = Outcome::default();
+        let mut counted = false;
 
-        slot == self.as_raw()
-    }
-
-    /// Looks at the slots of all candidates.
-    pub fn scan(&self) -> Scan {
-        let mut scan = Scan::default();
-
-        for cpu in self.candidates() {
-            scan.scanned += 1;
-            scan.lazy += usize::from(self.is_lazy_on(cpu));
-        }
-        scan
-    }
-
-    /// Makes the calling CPU let go of the mm, if it is lazy on it.
-    ///
-    /// It runs on `init_mm` afterwards. Returns whether there was anything to let go of.
-    #[inline]
-    #[doc(alias("lazy_tlb_let_go"))]
-    pub fn let_go(&self, _irq: &LocalInterruptDisabled) -> bool {
-        // SAFETY: The mm is valid by the type invariant and not refcounted by the lazy CPU, or
-        // its count would not be zero. Interrupts are disabled, as `_irq` proves.
-        unsafe { bindings::lazy_tlb_let_go(self.as_raw()) }
-    }
-
-    /// Frees the mm, unless a CPU is lazy on it.
-    ///
-    /// Must be called from a task. Does not sleep.
-    pub fn free(self) -> Result<Scan, StillLazy> {
-        let scan = self.scan();
-
-        if scan.lazy != 0 {
-            return Err(StillLazy { mm: self, scan });
+        // SAFETY: The mm is valid by the type invariant.
+        if unsafe { bindings::mm_test_and_set_handed(mm) } {
+            outcome.again = true;
+            outcome.unused = true;
+            return outcome;
         }
 
-        // A CPU that had left the candidates was not asked. Pairs with the full barrier between
-        // its last access to the mm and its leaving, see `arch_lazy_tlb_cpumask()`: what comes
-        // after this, freeing the mm, comes after that access.
-        smp_mb(Full);
+        // SAFETY: The mask is part of the mm, which is valid by the type invariant, and stays so:
+        // once there is a reference that others may drop, there is our own as well.
+        for cpu in unsafe { cpus_in(bindings::mm_lazy_tlb_cpumask(mm)) } {
+            // SAFETY: Each CPU sets only its own bit, in `lazy_tlb_borrow()`.
+            let slot = unsafe { slot(cpu) };
 
-        // SAFETY: The mm is valid, and it is ours to free, by the type invariant, which ends here.
-        // No CPU uses it: each candidate was seen not to be lazy, which is final, and no other
-        // CPU is.
-        unsafe { bindings::lazy_tlb_free(self.as_raw()) };
-        Ok(scan)
-    }
-}
+            outcome.scanned += 1;
+            // Pairs with `xchg()` in `lazy_tlb_return()`: if the slot does not have the mm any more,
+            // every access of that CPU to the mm comes before what follows, freeing it included.
+            if slot.load(Acquire) != address {
+                continue;
+            }
 
-/// Makes the calling CPU let go of the mm that it is lazy on, if the final drop of that is going
-/// on. Which mm that is need not be known.
-///
-/// Returns whether there was anything to let go of.
-#[inline]
-#[doc(alias("lazy_tlb_let_go_dropped"))]
-pub fn let_go_dropped(_irq: &LocalInterruptDisabled) -> bool {
-    // SAFETY: Interrupts are disabled, as `_irq` proves.
-    unsafe { bindings::lazy_tlb_let_go_dropped() }
-}
+            if !counted {
+                // Our own, until all CPUs were seen. Nobody else can access the count yet: there is
+                // no reference. Others see it by way of `cmpxchg()`.
+                self.count().store(1, Relaxed);
+                counted = true;
+            }
 
-/// Mms that wait for lazy CPUs to let go by themselves, the one that was looked at last at the
-/// end.
-///
-/// # Invariants
-///
-/// - `first` is null, or the first of a list of mms, linked by `lazy_tlb_waiting.next`, which ends
-///   with `last`. The list owns them, as a [`FinalDrop`] does.
-/// - `count` is the length of the list, plus the number of [`Waiting`] objects.
-struct WaitingList {
-    first: *mut bindings::mm_struct,
-    last: *mut bindings::mm_struct,
-    count: usize,
-    most: usize,
-    longest: Msecs,
-}
+            let pinned = PreemptDisabled::new();
 
-// SAFETY: The list owns the mms, and an mm may be freed by any task.
-unsafe impl Send for WaitingList {}
-
-impl WaitingList {
-    fn push(&mut self, mm: FinalDrop) {
-        let mm = mm.as_raw();
-
-        // SAFETY: The mm is ours, and its work item is not in use after the last `mmdrop()`, so
-        // that what shares the memory with it is.
-        unsafe { (*bindings::lazy_tlb_waiting_of(mm)).next = ptr::null_mut() };
-        if self.first.is_null() {
-            self.first = mm;
-        } else {
-            // SAFETY: `last` is valid by the type invariant.
-            unsafe { (*bindings::lazy_tlb_waiting_of(self.last)).next = mm };
-        }
-        // INVARIANT: `mm` is at the end of the list.
-        self.last = mm;
-    }
-
-    fn pop(&mut self) -> Option<FinalDrop> {
-        let mm = NonNull::new(self.first)?;
-
-        // SAFETY: `first` is valid by the type invariant.
-        //
-        // INVARIANT: What follows `mm` is a list that ends with `last`.
-        self.first = unsafe { (*bindings::lazy_tlb_waiting_of(mm.as_ptr())).next };
-
-        // INVARIANT: The list has owned `mm` and does not any more.
-        Some(FinalDrop(mm))
-    }
-}
-
-global_lock! {
-    // SAFETY: Initialized by `init()`.
-    unsafe(uninit) static WAITING_MMS: SpinLock<WaitingList> = WaitingList {
-        first: ptr::null_mut(),
-        last: ptr::null_mut(),
-        count: 0,
-        most: 0,
-        longest: 0,
-    };
-}
-
-/// Initializes what the other functions of this module use.
-///
-/// # Safety
-///
-/// Must be called once, before any other function here, while there is one CPU only.
-pub unsafe fn init() {
-    // SAFETY: By the requirements of this function.
-    unsafe { WAITING_MMS.init() };
-}
-
-/// An mm that waits, taken off the list to be looked at.
-pub struct Waiting(FinalDrop);
-
-impl core::ops::Deref for Waiting {
-    type Target = FinalDrop;
-
-    fn deref(&self) -> &FinalDrop {
-        &self.0
-    }
-}
-
-/// Milliseconds since the system was booted.
-fn now() -> i64 {
-    // SAFETY: Timekeeping works before the first user mm exists.
-    unsafe { bindings::ktime_get() / NSEC_PER_MSEC }
-}
-
-impl Waiting {
-    /// Returns for how long the mm has been waiting.
-    pub fn age(&self) -> Msecs {
-        // SAFETY: The mm is valid, and was put on the list by `wait()`, which has set `since_ms`.
-        let since = unsafe { (*bindings::lazy_tlb_waiting_of(self.as_raw())).since_ms };
-
-        Msecs::try_from(now() - since).unwrap_or(0)
-    }
-
-    /// Frees the mm, unless a CPU is lazy on it. Returns for how long it has been waiting.
-    pub fn free(self) -> Result<Msecs, Self> {
-        let age = self.age();
-
-        if let Err(StillLazy { mm, .. }) = self.0.free() {
-            return Err(Self(mm));
+            // Comes before the tag: the CPU may drop it at once.
+            self.count().add(1, Relaxed);
+            // Pairs with `xchg()` in `lazy_tlb_return()`, which either finds the tag, or comes
+            // before, so that this fails. Then this orders nothing, but `fetch_sub()` below does.
+            if slot.cmpxchg(address, address | HANDED, Full).is_ok() {
+                outcome.handed += 1;
+                handed(Handed {
+                    cpu,
+                    _pinned: &pinned,
+                });
+            } else {
+                self.count().add(-1, Relaxed);
+            }
         }
 
-        let mut list = WAITING_MMS.lock();
-        list.count -= 1;
-        if age > list.longest {
-            count(Event::LongestWaitMs, (age - list.longest) as usize);
-            list.longest = age;
-        }
-        Ok(age)
+        // Fully ordered: frees the mm after the last access of those that were not handed a
+        // reference, and of those that have dropped theirs.
+        outcome.unused = !counted || self.count().fetch_sub(1, Full) == 1;
+        outcome
     }
-
-    /// Puts the mm back, to the end of the list.
-    pub fn put_back(self) {
-        WAITING_MMS.lock().push(self.0);
-    }
-}
-
-/// Lets an mm wait until someone looks at it, see [`take_waiting`].
-///
-/// There is room for as many mms as there can be CPUs. Since a CPU is lazy on one mm at a time,
-/// looking at those that wait makes room for another. If there is none, returns the mm.
-pub fn wait(mm: FinalDrop) -> Result<(), FinalDrop> {
-    let mut list = WAITING_MMS.lock();
-
-    if list.count >= cpu::nr_cpu_ids() as usize {
-        return Err(mm);
-    }
-
-    // SAFETY: The mm is ours; see `WaitingList::push()`.
-    unsafe { (*bindings::lazy_tlb_waiting_of(mm.as_raw())).since_ms = now() };
-    list.push(mm);
-    list.count += 1;
-    if cfg!(CONFIG_DEBUG_VM) {
-        warn_on!(list.count > cpu::nr_cpu_ids() as usize);
-    }
-    count(Event::Deferred, 1);
-    if list.count > list.most {
-        count(Event::MaxWaiting, list.count - list.most);
-        list.most = list.count;
-    }
-    Ok(())
-}
-
-/// Takes the mm that was looked at least recently off the list.
-pub fn take_waiting() -> Option<Waiting> {
-    WAITING_MMS.lock().pop().map(Waiting)
-}
-
-/// Returns how many mms wait, including those which somebody is looking at.
-pub fn waiting() -> usize {
-    WAITING_MMS.lock().count
-}
-
-/// Sees to it that the mms which wait are looked at in some `delay`, if that is not going to
-/// happen anyway.
-#[doc(alias("lazy_tlb_scan_later"))]
-pub fn scan_later(delay: Msecs) {
-    // SAFETY: Can be called from any context.
-    unsafe { bindings::lazy_tlb_scan_later(delay) };
 }
 
 /// What is counted, in `/proc/vmstat`.
-///
-/// The last two are maxima. They are counted as well: a new maximum adds what it exceeds the old
-/// one by.
 #[derive(Clone, Copy)]
 #[repr(u32)]
 pub enum Event {
-    /// `mm_count` of an mm has reached zero.
+    /// `mm_count` of an mm has become zero for the first time.
     FinalDrops = bindings::vm_event_item_LAZY_TLB_FINAL_DROPS,
     /// Slots read by final drops.
     Scanned = bindings::vm_event_item_LAZY_TLB_SCANNED,
-    /// CPUs whose slot held the mm.
-    FoundLazy = bindings::vm_event_item_LAZY_TLB_FOUND_LAZY,
-    /// CPUs interrupted by a final drop.
-    Ipis = bindings::vm_event_item_LAZY_TLB_IPIS,
-    /// The calling CPU was lazy, and let go without an interrupt.
-    Local = bindings::vm_event_item_LAZY_TLB_LOCAL,
-    /// Mms that had to wait.
-    Deferred = bindings::vm_event_item_LAZY_TLB_DEFERRED,
-    /// Waiting mms that were freed without an interrupt.
-    Reaped = bindings::vm_event_item_LAZY_TLB_REAPED,
-    /// Waiting mms that were freed after one.
-    Flushed = bindings::vm_event_item_LAZY_TLB_FLUSHED,
-    /// Batched cross-calls.
-    Rounds = bindings::vm_event_item_LAZY_TLB_ROUNDS,
-    /// CPUs interrupted by these.
-    RoundIpis = bindings::vm_event_item_LAZY_TLB_ROUND_IPIS,
-    /// The most mms that have been waiting at a time.
-    MaxWaiting = bindings::vm_event_item_LAZY_TLB_MAX_WAITING,
-    /// The longest that an mm has been waiting.
-    LongestWaitMs = bindings::vm_event_item_LAZY_TLB_LONGEST_WAIT_MS,
+    /// CPUs that were handed a reference.
+    Handed = bindings::vm_event_item_LAZY_TLB_HANDED,
+    /// Those of them that were asked to let go, by an interrupt.
+    Nudged = bindings::vm_event_item_LAZY_TLB_NUDGED,
+    /// Changes of the policy.
+    PolicyChanges = bindings::vm_event_item_LAZY_TLB_POLICY_CHANGES,
 }
 
 /// Counts `n` events.
@@ -391,198 +238,13 @@ pub fn count(event: Event, n: usize) {
     unsafe { bindings::count_vm_events(event as u32, n as c_long) };
 }
 
-/// The tracepoints, see `include/trace/events/lazy_tlb.h`.
-mod trace {
-    use super::*;
-
-    crate::tracepoint::declare_trace! {
-        /// # Safety
-        ///
-        /// `policy` must point to a nul-terminated string.
-        pub(super) unsafe fn lazy_tlb_final_drop(
-            mm: *const bindings::mm_struct,
-            policy: *const c_char,
-            scanned: c_uint,
-            lazy: c_uint,
-            ipis: c_uint,
-            deferred: bool,
-        );
-
-        /// # Safety
-        ///
-        /// `policy` must point to a nul-terminated string.
-        pub(super) unsafe fn lazy_tlb_reap(
-            mm: *const bindings::mm_struct,
-            policy: *const c_char,
-            waited_ms: c_uint,
-        );
-
-        /// # Safety
-        ///
-        /// `policy` must point to a nul-terminated string.
-        pub(super) unsafe fn lazy_tlb_round(
-            policy: *const c_char,
-            waiting: c_uint,
-            ipis: c_uint,
-        );
-    }
-}
-
-/// What became of a final drop, for the counters and the tracepoint.
-#[derive(Clone, Copy, Default)]
-pub struct Outcome {
-    /// What was found.
-    pub scan: Scan,
-    /// How many CPUs were interrupted.
-    pub ipis: usize,
-    /// How many times the calling CPU let go, which is once at most.
-    pub local: usize,
-    /// Whether the mm has to wait.
-    pub deferred: bool,
-}
-
-impl Outcome {
-    /// Counts and traces the final drop of the mm that was at `address`.
-    pub fn record(&self, address: usize, policy: &'static CStr) {
-        count(Event::FinalDrops, 1);
-        count(Event::Scanned, self.scan.scanned);
-        if self.scan.lazy != 0 {
-            count(Event::FoundLazy, self.scan.lazy);
-            count(Event::Ipis, self.ipis);
-            count(Event::Local, self.local);
-        }
-
-        // SAFETY: `policy` is nul-terminated. The address is not dereferenced.
-        unsafe {
-            trace::lazy_tlb_final_drop(
-                ptr::without_provenance(address),
-                policy.as_char_ptr(),
-                self.scan.scanned as c_uint,
-                self.scan.lazy as c_uint,
-                self.ipis as c_uint,
-                self.deferred,
-            )
-        };
-    }
-}
-
-/// Traces that the mm which was at `address` is freed after it had to wait.
-pub fn trace_reap(address: usize, policy: &'static CStr, waited: Msecs) {
-    // SAFETY: `policy` is nul-terminated. The address is not dereferenced.
-    unsafe {
-        trace::lazy_tlb_reap(
-            ptr::without_provenance(address),
-            policy.as_char_ptr(),
-            waited,
-        )
-    };
-}
-
-/// Traces a cross-call on behalf of all mms that wait.
-pub fn trace_round(policy: &'static CStr, waiting: usize, ipis: usize) {
-    // SAFETY: `policy` is nul-terminated.
-    unsafe { trace::lazy_tlb_round(policy.as_char_ptr(), waiting as c_uint, ipis as c_uint) };
-}
-
-/// Counts the CPUs that are lazy on `mm` right now.
+/// Counts the CPUs that are lazy on `mm` right now, as far as that is not counted in `mm_count`.
 ///
-/// Reads the slots of all online CPUs. For a live mm this is out of date when it arrives.
+/// Reads the slots of all CPUs that have ever been. It is out of date when it arrives.
 pub fn lazy_cpus(mm: &Mm) -> usize {
-    LiveCpumask::online()
-        .iter()
-        // SAFETY: `cpu` is a possible CPU by its type invariant.
-        .filter(|&cpu| unsafe { bindings::lazy_tlb_slot_of(u32::from(cpu)) } == mm.as_raw())
+    // SAFETY: The mask is part of the mm, which is valid since `mm` is a reference.
+    unsafe { cpus_in(bindings::mm_lazy_tlb_cpumask(mm.as_raw())) }
+        // SAFETY: Each CPU sets only its own bit, in `lazy_tlb_borrow()`.
+        .filter(|&cpu| unsafe { slot(cpu) }.load(Relaxed) & !HANDED == mm.as_raw().addr())
         .count()
-}
-
-/// Makes an mm with nothing in it, and no users. It is freed with its last reference.
-///
-/// May sleep.
-#[doc(alias("mm_alloc"))]
-pub fn new_mm() -> Option<ARef<Mm>> {
-    // SAFETY: Returns null, or an mm with one user, which is ours.
-    let mm = NonNull::new(unsafe { bindings::mm_alloc() })?;
-
-    // SAFETY: The mm is valid. Its user is ours to end, once there is a reference for ourselves.
-    unsafe {
-        bindings::mmgrab(mm.as_ptr());
-        bindings::mmput(mm.as_ptr());
-    }
-
-    // SAFETY: The mm is valid, and the reference that was taken is passed on.
-    Some(unsafe { ARef::from_raw(mm.cast()) })
-}
-
-/// Returns the CPUs that a final drop of `mm` would look at.
-///
-/// One that is added without ever being lazy on `mm` makes the final drop look at a slot for
-/// nothing, and does no harm.
-#[doc(alias("arch_lazy_tlb_cpumask"))]
-pub fn candidates(mm: &Mm) -> &LiveCpumask {
-    // SAFETY: The mask belongs to the mm, which is valid since `mm` is a reference, and is only
-    // updated with atomic bit operations.
-    unsafe { LiveCpumask::from_raw(bindings::arch_lazy_tlb_cpumask(mm.as_raw())) }
-}
-
-/// The calling CPU while it is lazy on nothing, for benchmarks.
-///
-/// # Invariants
-///
-/// Interrupts are disabled. Either the CPU is not lazy, or lazy uses are refcounted; then `slot` is
-/// what its slot is to hold afterwards.
-pub struct NotLazy<'a> {
-    slot: *mut bindings::mm_struct,
-    _irq: &'a LocalInterruptDisabled,
-}
-
-impl<'a> NotLazy<'a> {
-    /// Makes the calling CPU let go of what it is lazy on. Where lazy uses are refcounted, the
-    /// reference stays, and the slot is not more than a note, which is put back in the end.
-    pub fn new(irq: &'a LocalInterruptDisabled) -> Self {
-        // SAFETY: The calling CPU is a possible one.
-        let mut slot = unsafe { bindings::lazy_tlb_slot_of(u32::from(CpuId::current())) };
-        // SAFETY: Can be called from any context.
-        let refcounted = unsafe { bindings::lazy_tlb_refcounted() };
-
-        if !slot.is_null() && !refcounted {
-            // SAFETY: Interrupts are disabled, as `irq` proves. A slot keeps its mm valid where
-            // lazy uses are not refcounted.
-            unsafe { bindings::lazy_tlb_let_go(slot) };
-            slot = ptr::null_mut();
-        }
-
-        // INVARIANT: As above.
-        Self { slot, _irq: irq }
-    }
-
-    /// Does about lazy TLB what a switch from a task that uses `mm` to the idle task does, and one
-    /// back to it.
-    #[inline]
-    #[doc(alias("lazy_tlb_publish"))]
-    #[doc(alias("lazy_tlb_retire"))]
-    pub fn borrow_and_return(&self, mm: &Mm) {
-        // SAFETY: The mm is valid since `mm` is a reference. Interrupts are disabled, and the slot
-        // is free, by the type invariant. `mm` is not used by the CPU, and the reference that is
-        // dropped is the one that was taken, if any.
-        unsafe {
-            bindings::lazy_tlb_borrow(mm.as_raw());
-            bindings::lazy_tlb_return(mm.as_raw());
-        }
-    }
-}
-
-impl Drop for NotLazy<'_> {
-    fn drop(&mut self) {
-        if !self.slot.is_null() {
-            // SAFETY: Interrupts are still disabled, and by the type invariant the CPU holds a
-            // reference on the mm that it was lazy on all the time.
-            unsafe { bindings::lazy_tlb_publish(self.slot) };
-        }
-    }
-}
-
-/// Returns the name of the policy in force, as `lazy_tlb=` takes it.
-pub fn policy_name() -> &'static CStr {
-    // SAFETY: Returns a pointer to a constant, nul-terminated string.
-    unsafe { CStr::from_char_ptr(bindings::lazy_tlb_policy_name()) }
 }

@@ -3,15 +3,11 @@
 #define _ASM_ARM64_LAZY_TLB_H
 
 /*
- * mm_cpumask() belongs to the DVMSync workaround for SME, so the final drop goes
- * by mm_lazy_tlb_cpumask(). TLB invalidation is broadcast by hardware: it makes
- * no CPU let go of an mm, only the IPI of the final drop does.
- *
- * Whatever else takes the page tables from current->active_mm does it with
- * interrupts disabled from the read to the last use, so that this IPI comes
- * before or after: cpu_uninstall_idmap(), after a CPU has lost its context in an
- * idle state too, efi_virtmap_unload(), show_pte(). __check_safe_pte_update()
- * only compares it.
+ * Whatever takes the page tables from current->active_mm does it with interrupts
+ * disabled from the read to the last use, so that the interrupt that makes a CPU
+ * let go comes before or after: cpu_uninstall_idmap(), after a CPU has lost its
+ * context in an idle state too, efi_virtmap_unload(), show_pte().
+ * __check_safe_pte_update() only compares it.
  */
 
 #include <linux/bits.h>
@@ -64,8 +60,8 @@ static inline void arch_lazy_tlb_let_go(struct mm_struct *mm)
 
 	/*
 	 * No walk of the old tables starts after the ISB. Wait for those that are
-	 * on their way before the pgd is freed; a switch to another task has the
-	 * same barrier in __switch_to().
+	 * on their way before the pgd may be freed, here, as __switch_to() does for
+	 * a switch to another task.
 	 */
 	dsb(ish);
 }

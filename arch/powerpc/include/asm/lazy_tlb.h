@@ -2,13 +2,6 @@
 #ifndef _ASM_POWERPC_LAZY_TLB_H
 #define _ASM_POWERPC_LAZY_TLB_H
 
-/*
- * mm_cpumask() is what the final drop has to look at. switch_mm_irqs_off() sets
- * the bit of this CPU before it loads the mm, with either MMU. With the radix
- * MMU exit_lazy_flush_tlb() clears it, after it has made a lazy CPU let go; with
- * the hash MMU nothing does while the CPU is online.
- */
-
 #ifdef CONFIG_PPC_BOOK3S_64
 
 #include <linux/mm_types.h>

@@ -3,13 +3,9 @@
 #define _ASM_RISCV_LAZY_TLB_H
 
 /*
- * mm_cpumask() says where TLB entries may be. Without ASIDs, set_mm() clears the
- * bit of a CPU before it writes satp, too early for the final drop, which goes by
- * mm_lazy_tlb_cpumask() therefore. A TLB flush makes no CPU let go of an mm.
- *
- * Whatever else takes the page tables from current->active_mm, or puts back what
- * it has read from satp, does it with interrupts disabled from the read to the
- * last use, so that the IPI of the final drop comes before or after:
+ * Whatever takes the page tables from current->active_mm, or puts back what it
+ * has read from satp, does it with interrupts disabled from the read to the last
+ * use, so that the interrupt that makes a CPU let go comes before or after:
  * efi_virtmap_load(), efi_virtmap_unload(), suspend_restore_csrs(), and
  * vmalloc_fault() on 32 bits. flush_icache_mm() only compares active_mm.
  */
@@ -39,10 +35,11 @@ static inline void arch_lazy_tlb_let_go(struct mm_struct *mm)
 		switch_mm_irqs_off(mm, &init_mm, current);
 
 	/*
-	 * Translations that began with the old satp may be on their way still. This
-	 * ends them before the pgd is freed.
+	 * Translations that began with the old satp may be on their way still, those
+	 * of global entries in the kernel's half of the pgd included. This ends them
+	 * before the pgd may be freed.
 	 */
-	local_flush_tlb_all_asid(get_mm_asid(mm));
+	local_flush_tlb_all();
 }
 
 #define arch_lazy_tlb_let_go arch_lazy_tlb_let_go

@@ -3,11 +3,8 @@
 #define _ASM_X86_LAZY_TLB_H
 
 /*
- * mm_cpumask() is what the final drop has to look at: switch_mm_irqs_off() sets
- * the bit of this CPU before it loads the mm, and the bit is cleared only when
- * the CPU has loaded something else. active_mm of a kernel thread never differs
- * from what is loaded, unless that is a temporary mm or init_mm: everything that
- * makes a lazy CPU leave its mm goes through lazy_tlb_let_go().
+ * A lazy CPU may have init_mm or a temporary mm loaded, because of a flush, a
+ * deep idle state, or a call to EFI. active_mm and the slot keep the lazy mm then.
  */
 
 struct mm_struct;
