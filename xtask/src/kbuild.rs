@@ -168,6 +168,9 @@ impl<'a> Build<'a> {
         set("KBUILD_BUILD_USER", &"lazy-tlb");
         set("KBUILD_BUILD_HOST", &"localhost");
         make.env("CCACHE_DIR", &self.ccache);
+        // What a file includes is taken from the compiler, which lists it anyway, and not from a run of
+        // the preprocessor for every file that is not there yet.
+        make.env("CCACHE_DEPEND", "1");
         for name in FOREIGN {
             make.env_remove(name);
         }
