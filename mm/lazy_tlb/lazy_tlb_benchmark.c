@@ -89,6 +89,11 @@ static void make_trips(void *arg)
 	atomic_inc(&t->finished);
 }
 
+static unsigned int __init trips_of_each(unsigned int cpus)
+{
+	return max(TRIPS / cpus, TRIPS_OF_EACH);
+}
+
 /* The mean over the CPUs of the time of one trip. */
 static u64 __init round_of_trips(void)
 {
@@ -99,7 +104,7 @@ static u64 __init round_of_trips(void)
 
 	if (!t.mm)
 		return 0;
-	t.trips = max(TRIPS / t.cpus, TRIPS_OF_EACH);
+	t.trips = trips_of_each(t.cpus);
 	on_each_cpu_mask(&used, make_trips, &t, true);
 	mmput(t.mm);
 	if (atomic_read(&t.finished) != t.cpus)
@@ -136,7 +141,8 @@ static int __init compare(const void *a, const void *b)
 	return *x < *y ? -1 : *x > *y;
 }
 
-static void __init measure(const char *what, u64 (*round)(void))
+static void __init measure(const char *what, u64 (*round)(void),
+			   unsigned int times_each)
 {
 	unsigned int policy, n;
 
@@ -159,9 +165,9 @@ static void __init measure(const char *what, u64 (*round)(void))
 		u64 *of = times[policy];
 
 		sort(of, ROUNDS, sizeof(*of), compare, NULL);
-		pr_info("what=%s policy=%s cpus=%u rounds=%u ps_median=%llu ps_min=%llu ps_max=%llu\n",
+		pr_info("what=%s policy=%s cpus=%u rounds=%u ps_median=%llu ps_min=%llu ps_max=%llu %ss=%u\n",
 			what, policies[policy], cpumask_weight(&used), ROUNDS,
-			of[ROUNDS / 2], of[0], of[ROUNDS - 1]);
+			of[ROUNDS / 2], of[0], of[ROUNDS - 1], what, times_each);
 	}
 }
 
@@ -176,8 +182,8 @@ static int __init lazy_tlb_benchmark(void)
 		for_each_online_cpu(cpu)
 			if (cpumask_weight(&used) < cpus)
 				cpumask_set_cpu(cpu, &used);
-		measure("trip", round_of_trips);
-		measure("drop", round_of_drops);
+		measure("trip", round_of_trips, trips_of_each(cpus));
+		measure("drop", round_of_drops, DROPS);
 		if (cpus == online)
 			break;
 		cpus = min(2 * cpus, online);

@@ -517,7 +517,7 @@ fn runs(lines: &[&str], policy: &str) -> Result<Vec<Run>> {
 }
 
 /// What the kernel's own benchmark measured on one boot, and what it said besides.
-fn in_kernel(lines: &[&str], policy: &str) -> Result<(Vec<kernelbench::Sample>, Vec<String>)> {
+fn in_kernel(lines: &[&str]) -> Result<(Vec<kernelbench::Sample>, Vec<String>)> {
     let (mut samples, mut said) = (Vec::new(), Vec::new());
     for line in lines {
         let (round, rest) = line.split_once(' ').unwrap_or((line, ""));
@@ -526,7 +526,7 @@ fn in_kernel(lines: &[&str], policy: &str) -> Result<(Vec<kernelbench::Sample>, 
             said.push(rest.to_owned());
             continue;
         }
-        samples.push(kernelbench::Sample::parse(rest, round, policy)?);
+        samples.push(kernelbench::Sample::parse(rest, round)?);
     }
     Ok((samples, said))
 }
