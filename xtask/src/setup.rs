@@ -16,7 +16,7 @@ use crate::sh::{self, Progress};
 const MIN_CLANG: Version = [17, 0, 1];
 const MIN_RUSTC: Version = [1, 85, 0];
 const MIN_BINDGEN: Version = [0, 71, 1];
-// An older one runs into the breakpoints of text patching ("Oops: int3" under -accel tcg).
+// Before, a CPU of riscv names its extensions in the old way only.
 const MIN_QEMU: Version = [8, 2, 0];
 
 /// The bindgen that cargo installs where the packaged one is too old.
