@@ -14,6 +14,9 @@
 #define MAX_POLICIES	8
 #define MAX_EXITS	1000
 
+/* What the kernel goes on with after its start disturbs exits for some seconds. */
+#define START_US	10000000
+
 /* Exits that are not measured, after each change of the policy. */
 #define WARMUP		3
 
@@ -138,6 +141,7 @@ int main(void)
 		guest_problem("%d policies, %d CPUs: nothing to measure", nr, cpus.nr);
 		guest_end();
 	}
+	lazy_sleep_us(START_US);
 	/* Those of a round one after the other, and another one first each time. */
 	for (round = 1; round <= rounds; round++)
 		for (lazy = 1; lazy >= 0; lazy--)

@@ -66,7 +66,7 @@ pub fn run(
         name: "exit",
         build,
         initramfs: project.guest_initramfs(build.arch, "exit-init")?,
-        rounds: 30,
+        rounds: 20,
         read,
     };
     let results = bench.run(project, &shop.base.version.to_string(), options, json)?;

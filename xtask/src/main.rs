@@ -485,11 +485,12 @@ fn run(cli: Cli) -> Result<Exit> {
 }
 
 /// Everything that can be measured on any machine, each as a command that can be given alone.
-const BENCHES: [&str; 5] = [
+const BENCHES: [&str; 6] = [
     "bench model",
     "bench kernel --arch um",
     "bench ipis",
     "bench perf",
+    "bench exit --icount",
     "report",
 ];
 
