@@ -34,7 +34,9 @@ pub const NATIVE: &str = "native";
 /// Emulation, each CPU a thread.
 const TCG: &str = "tcg,thread=multi";
 /// Emulation, the CPUs by turns.
-const TCG_BY_TURNS: &str = "tcg,thread=single";
+pub const TCG_BY_TURNS: &str = "tcg,thread=single";
+/// A clock that goes by instructions, at 500 million a second, and jumps where all CPUs idle.
+const ICOUNT: &str = "shift=1,sleep=off";
 
 /// What a person adds to the command line of a guest.
 #[derive(Args, Clone, Default)]
@@ -76,6 +78,8 @@ pub struct Guest<'a> {
     pub echo: bool,
     /// What starts it, if not the emulator's own firmware.
     pub firmware: Option<&'static Firmware>,
+    /// Whether its clock goes by instructions, for which the CPUs have to take turns.
+    pub icount: bool,
 }
 
 impl<'a> Guest<'a> {
@@ -109,6 +113,7 @@ impl<'a> Guest<'a> {
             log,
             echo: false,
             firmware: None,
+            icount: false,
         }
     }
 
@@ -150,6 +155,9 @@ impl<'a> Guest<'a> {
             .arg("-initrd")
             .arg(self.initramfs);
         qemu.args(["-append", line]);
+        if self.icount {
+            qemu.args(["-icount", ICOUNT]);
+        }
         if let Some(firmware) = self.firmware {
             qemu.args(["-bios", firmware.file]).args(firmware.args);
         }

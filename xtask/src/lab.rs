@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use walkdir::WalkDir;
 
 use crate::arch::{self, Arch};
-use crate::bench::{in_a_name, Counted, COUNTER};
+use crate::bench::{Counted, COUNTER};
 use crate::failure::{fail, Exit};
 use crate::kbuild::{self, Build};
 use crate::kernelbench;
@@ -593,7 +593,7 @@ impl Results {
             other => other.to_owned(),
         };
         let runs = runs(lines, &policy)?;
-        let (kernel, kernel_said) = in_kernel(&after("kernel"), &policy)?;
+        let (kernel, kernel_said) = in_kernel(&after("kernel"))?;
         Ok(Results {
             machine: Machine::parse(&after("cpuinfo").join("\n"), &arch, &fact("release")?),
             version: fact("version")?,
@@ -631,22 +631,6 @@ impl Results {
     /// The calls that measured something.
     fn good(&self) -> impl Iterator<Item = &Run> {
         self.runs.iter().filter(|run| run.status == 0)
-    }
-}
-
-impl Guest {
-    /// The name of the file about one boot of it, by number; it takes the place of an older one.
-    pub fn file(&self, policy: &str, boot: u32) -> String {
-        let Guest { arch, cpus, .. } = self;
-        let variant = match self.variant.as_str() {
-            "default" => String::new(),
-            variant => format!("{variant}-"),
-        };
-        let append = match self.append.as_str() {
-            "" => String::new(),
-            words => format!("{}-", in_a_name(words)),
-        };
-        format!("{FILES}guest-{arch}-{cpus}-{variant}{append}{policy}-{boot}.json")
     }
 }
 

@@ -24,6 +24,7 @@ mod litmus;
 mod mail;
 mod mutants;
 mod neighbours;
+mod paired;
 mod perfbench;
 mod policy;
 mod project;
@@ -249,21 +250,24 @@ enum Bench {
         #[arg(long, value_name = "FILE")]
         json: Option<PathBuf>,
     },
-    /// What perf bench sched lazy-tlb says in a guest under each policy; without KVM, emulated.
+    /// What perf bench sched lazy-tlb says when it compares the policies in a guest; without KVM, emulated.
     #[command(after_help = "Example: cargo xtask bench perf --arch arm64")]
     Perf {
         #[command(flatten)]
         kernel: Kernel,
         #[command(flatten)]
-        options: perfbench::Options,
+        options: paired::Options,
+        /// Write every sample to FILE; without it, into results/.
+        #[arg(long, value_name = "FILE")]
+        json: Option<PathBuf>,
     },
-    /// What an exit waits for under each policy, by trace events in a guest.
-    #[command(after_help = "Example: cargo xtask bench exit --arch arm64")]
+    /// How long an exit takes under each policy, changed at run time in a guest; without KVM, emulated.
+    #[command(after_help = "Example: cargo xtask bench exit --arch arm64 --icount")]
     Exit {
         #[command(flatten)]
-        target: Target,
+        kernel: Kernel,
         #[command(flatten)]
-        options: exitbench::Options,
+        options: paired::Options,
         /// Write every sample to FILE; without it, into results/.
         #[arg(long, value_name = "FILE")]
         json: Option<PathBuf>,
@@ -416,23 +420,25 @@ fn run(cli: Cli) -> Result<Exit> {
             kernelbench::run(&project, build, &options, json.as_deref())
         })?,
         Command::Bench {
-            bench: Some(Bench::Perf { kernel, options }),
+            bench:
+                Some(Bench::Perf {
+                    kernel,
+                    options,
+                    json,
+                }),
         } => with_kernel(&project, &kernel, |shop, build| {
-            perfbench::run(&project, shop, build, &options)
+            perfbench::run(&project, shop, build, &options, json.as_deref())
         })?,
         Command::Bench {
             bench:
                 Some(Bench::Exit {
-                    target,
+                    kernel,
                     options,
                     json,
                 }),
-        } => {
-            let variant = exitbench::VARIANT.into();
-            with_kernel(&project, &Kernel { target, variant }, |shop, build| {
-                exitbench::run(&project, shop, build, &options, json.as_deref())
-            })?;
-        }
+        } => with_kernel(&project, &kernel, |shop, build| {
+            exitbench::run(&project, shop, build, &options, json.as_deref())
+        })?,
         Command::Bench { bench: None } => return bench_everything(project.linux.as_deref()),
         Command::Lab { options } => lab::run(&project, &options)?,
         Command::Neighbours { options } => return neighbours::run(&project, &options),
@@ -467,10 +473,11 @@ fn run(cli: Cli) -> Result<Exit> {
 }
 
 /// Everything that can be measured on any machine, each as a command that can be given alone.
-const BENCHES: [&str; 4] = [
+const BENCHES: [&str; 5] = [
     "bench kernel --arch um",
     "bench ipis",
     "bench perf",
+    "bench exit --icount",
     "report",
 ];
 

@@ -1,179 +1,130 @@
-//! `bench perf`: `perf bench sched lazy-tlb` in all its modes in a guest under each policy, in the form
-//! of what comes back from a real machine.
+//! `bench perf`: `perf bench sched lazy-tlb --compare` in all its modes in a guest, which changes the
+//! policy by itself.
 
-use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::collections::BTreeMap;
+use std::path::Path;
 
-use anyhow::{ensure, Context, Result};
-use clap::Args;
+use anyhow::{Context, Result};
 
-use crate::arch::Arch;
-use crate::bench::append_option;
-use crate::guest::{self, Append, Guest, GuestFile};
+use crate::guest::{self, GuestFile};
 use crate::kbuild::Build;
 use crate::lab;
-use crate::policy;
+use crate::paired::{self, Bench, Options, Sample};
 use crate::project::{Project, Workshop};
-use crate::results::{self, Machine};
-use crate::sh;
 
-/// What is measured.
-#[derive(Args, Clone)]
-pub struct Options {
-    /// How many CPUs the guest has.
-    #[arg(long, default_value_t = 4, value_name = "N", value_parser = clap::value_parser!(u32).range(2..))]
-    pub cpus: u32,
-    /// How often each policy is booted.
-    #[arg(long, default_value_t = 2, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
-    pub boots: u32,
-    /// How often each mode is run on each boot.
-    #[arg(long, default_value_t = 3, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
-    pub rounds: u32,
-    #[command(flatten)]
-    pub append: Append,
-    /// Seconds until a guest is ended.
-    #[arg(long, default_value_t = 900, value_name = "S")]
-    pub timeout: u64,
-}
+/// What the guest puts in front of perf's lines.
+const PREFIX: &str = "lazy-tlb-perf: ";
+/// What is taken of perf's exits.
+const QUANTILES: [(&str, &str); 2] = [("p50_ns", "exit"), ("p99_ns", "exit, p99")];
 
-/// A guest that runs perf, under any policy.
-pub struct PerfGuest<'a> {
-    project: &'a Project,
-    arch: &'static Arch,
-    image: PathBuf,
-    accel: String,
-    initramfs: PathBuf,
-    cpus: u32,
-    append: &'a str,
-    limit: Duration,
-}
-
-impl<'a> PerfGuest<'a> {
-    /// Builds the kernel, perf and the initramfs.
-    pub fn prepare(
-        project: &'a Project,
-        shop: &Workshop<'_>,
-        build: &Build<'_>,
-        cpus: u32,
-        append: &'a Append,
-        timeout: u64,
-    ) -> Result<Self> {
-        let arch = build.arch;
-        let image = build.image()?;
-        let accel = guest::accelerator(&project.cache, arch, &image)?;
-        let accel = guest::for_cpus(&accel, cpus as usize);
-        let perf = lab::perf(&shop.tree, arch, &build.out)?;
-        let program = project.guest_program(arch, "perf-init")?;
-        let initramfs = build.out.join("perf-init.cpio");
-        let files = [
-            GuestFile::program("init", &program)?,
-            GuestFile::program("perf", &perf)?,
-        ];
-        guest::write_initramfs(&initramfs, &files)?;
-        Ok(PerfGuest {
-            project,
-            arch,
-            image,
-            accel,
-            initramfs,
+/// `repeat N policy P mode M cpus C`, and then either `trips_per_sec R` or `lazy exits N p50_ns T ...`.
+fn samples(line: &str, boot: u32) -> Option<Vec<Sample>> {
+    let words: Vec<&str> = line.split(' ').collect();
+    let (head, rest) = words.split_at_checked(8)?;
+    let (case, rest) = match *rest.first()? {
+        "lazy" => ("lazy", &rest[1..]),
+        "alone" => ("none", &rest[1..]),
+        _ => ("", rest),
+    };
+    let pair = |pair: &'_ [&'_ str]| Some((pair[0].to_owned(), pair.get(1)?.to_string()));
+    let pairs = |words: &[&str]| {
+        words
+            .chunks(2)
+            .map(pair)
+            .collect::<Option<BTreeMap<_, _>>>()
+    };
+    let (head, rest) = (pairs(head)?, pairs(rest)?);
+    let cpus: u32 = head.get("cpus")?.parse().ok()?;
+    let sample = |what: &str, us: f64| {
+        Some(Sample {
+            policy: head.get("policy")?.clone(),
+            boot,
+            round: head.get("repeat")?.parse().ok()?,
+            what: what.into(),
+            case: case.into(),
             cpus,
-            append: &append.words,
-            limit: Duration::from_secs(timeout),
+            unit: "us".into(),
+            value: us,
         })
+    };
+    if let Some(rate) = rest.get("trips_per_sec") {
+        let rate: f64 = rate.parse().ok()?;
+        let pairs = f64::from(cpus / 2);
+        return Some(vec![sample(head.get("mode")?, 1e6 * pairs / rate)?]);
     }
+    let exit = |(key, what): (&str, &str)| sample(what, rest.get(key)?.parse::<f64>().ok()? / 1e3);
+    QUANTILES.into_iter().map(exit).collect()
+}
 
-    /// Whether the times are an emulator's.
-    pub fn times_emulated(&self) -> bool {
-        self.accel.starts_with("tcg")
+fn read(console: &str, boot: u32) -> Result<Vec<Sample>> {
+    let lines = console.lines().filter_map(|line| line.strip_prefix(PREFIX));
+    let mut all = Vec::new();
+    for line in lines.filter(|line| line.starts_with("repeat ")) {
+        all.extend(samples(line, boot).with_context(|| format!("`{line}` is damaged"))?);
     }
-
-    /// Boots it, with a word for its first process. `take` gets the console, and what perf said in it.
-    pub fn boot<T>(
-        &self,
-        policy: &str,
-        word: &str,
-        file: &str,
-        take: impl FnOnce(&str, lab::Results) -> Result<T>,
-    ) -> Result<T> {
-        let append = format!(
-            "lazy_tlb={policy} {} {word} {}",
-            guest::NO_KUNIT,
-            self.append
-        );
-        let log = Path::new("log").join(file).with_extension("log");
-        let guest = Guest {
-            smp: self.cpus as usize,
-            append: append.trim_end(),
-            timeout: self.limit,
-            silence: guest::SILENCE.min(self.limit),
-            ..Guest::of(
-                self.arch,
-                self.accel.clone(),
-                &self.image,
-                &self.initramfs,
-                self.project.cache.path(log),
-            )
-        };
-        let report = guest.boot()?;
-        report.check()?;
-        let taken = lab::Results::parse(&report.text).and_then(|mut all| {
-            ensure!(all.len() == 1, "{} boots are in one console", all.len());
-            let results = all.remove(0);
-            ensure!(
-                results.policy == policy,
-                "the guest's policy is {}",
-                results.policy
-            );
-            take(&report.text, results)
-        });
-        taken.map_err(|error| guest.misread(policy, &error))
+    match all.is_empty() {
+        true => Err(paired::nothing("anything that perf measured")),
+        false => Ok(all),
     }
 }
 
-/// `bench perf` itself: the guests, and a file for each.
+/// `bench perf` itself.
 pub fn run(
     project: &Project,
     shop: &Workshop<'_>,
     build: &Build<'_>,
     options: &Options,
+    json: Option<&Path>,
 ) -> Result<()> {
-    let arch = build.arch;
-    let (cpus, timeout) = (options.cpus, options.timeout);
-    let guest = PerfGuest::prepare(project, shop, build, cpus, &options.append, timeout)?;
-    let here = Machine::here()?;
-    let facts = lab::Guest {
-        command: format!(
-            "cargo xtask bench perf --arch {} --variant {} --cpus {} --boots {} --rounds {}{}",
-            arch.name,
-            build.variant,
-            options.cpus,
-            options.boots,
-            options.rounds,
-            append_option(&options.append.words)
-        ),
-        arch: arch.name.into(),
-        variant: build.variant.into(),
-        append: options.append.words.clone(),
-        cpus: options.cpus as usize,
-        times_emulated: guest.times_emulated(),
-        host: format!("{}, {} CPUs", here.cpu_model, here.cpus),
+    let perf = lab::perf(&shop.tree, build.arch, &build.out)?;
+    let program = project.guest_program(build.arch, "perf-init")?;
+    let initramfs = build.out.join("perf-init.cpio");
+    let files = [
+        GuestFile::program("init", &program)?,
+        GuestFile::program("perf", &perf)?,
+    ];
+    guest::write_initramfs(&initramfs, &files)?;
+    let bench = Bench {
+        name: "perf",
+        build,
+        initramfs,
+        rounds: 5,
+        read,
     };
-    let rounds = format!("LAZY_TLB_ROUNDS={}", options.rounds);
-    // One policy after the other, and again: what changes on the host meanwhile meets all of them.
-    let boots = (1..=options.boots).flat_map(|boot| policy::ALL.map(|policy| (boot, policy)));
-    for (boot, policy) in boots {
-        let file = facts.file(policy, boot);
-        let results = guest.boot(policy, &rounds, &file, |_, mut results| {
-            // The guest may have no clock.
-            results.started = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
-            results.guest = Some(facts.clone());
-            Ok(results)
-        })?;
-        let path = results::of_this_machine(project)?.join(file);
-        let text = serde_json::to_string_pretty(&results).context("as JSON")?;
-        sh::write_whole(&path, text.as_bytes())?;
-        println!("{}", path.display());
-    }
-    println!("\n`cargo xtask report` shows them side by side");
+    bench.run(project, &shop.base.version.to_string(), options, json)?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CONSOLE: &str = "\
+lazy-tlb-perf: policy refcount,handover
+lazy-tlb-perf: repeat 2 policy handover mode threads cpus 4 trips_per_sec 10000
+lazy-tlb-perf: repeat 2 policy handover mode exit cpus 4 alone exits 500 p50_ns 150000 p99_ns 4200000 max_ns 5100000
+lazy-tlb-perf: ratio handover to refcount mode threads cpus 4 trip median 1.0000 min 0.9000 max 1.1000
+";
+
+    #[test]
+    fn trips_and_exits_are_times() {
+        let samples = read(CONSOLE, 1).unwrap();
+        let facts = |s: &Sample| (s.what.clone(), s.case.clone(), s.round, s.cpus, s.value);
+        let facts: Vec<_> = samples.iter().map(facts).collect();
+        assert_eq!(
+            facts,
+            [
+                ("threads".into(), String::new(), 2, 4, 200.0),
+                ("exit".into(), "none".into(), 2, 4, 150.0),
+                ("exit, p99".into(), "none".into(), 2, 4, 4200.0),
+            ]
+        );
+    }
+
+    #[test]
+    fn a_damaged_line_or_none_is_an_error() {
+        assert!(read("Run /init\n", 1).is_err());
+        assert!(read(&CONSOLE.replace(" 10000", ""), 1).is_err());
+        assert!(read(&CONSOLE.replace(" cpus 4 alone", " alone"), 1).is_err());
+    }
 }

@@ -11,25 +11,3 @@ pub const HANDOVER: &str = "handover";
 pub const ALL: [&str; 3] = [REFCOUNT, SHOOTDOWN, HANDOVER];
 /// What the kernel takes unless told otherwise.
 pub const DEFAULT: &str = SHOOTDOWN;
-
-/// All boots, each policy first in turn, so that a change of the machine's speed meets all alike.
-pub fn in_turn(boots: u32) -> impl Iterator<Item = (u32, &'static str)> {
-    (1..=boots).flat_map(|boot| {
-        let mut policies = ALL;
-        policies.rotate_left(boot as usize % ALL.len());
-        policies.map(|policy| (boot, policy))
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn each_policy_is_the_first_one_in_turn() {
-        let boots: Vec<_> = in_turn(2).collect();
-        assert_eq!(boots[..2], [(1, SHOOTDOWN), (1, HANDOVER)]);
-        assert_eq!(boots[2..4], [(1, REFCOUNT), (2, HANDOVER)]);
-        assert_eq!(boots.len(), 2 * ALL.len());
-    }
-}

@@ -16,10 +16,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::arch::{Kind, KINDS};
 use crate::bench::{append_option, Group, Record, Setting, CELLS, WORKLOADS};
-use crate::exitbench;
 use crate::failure::{fail, Exit};
 use crate::kernelbench;
 use crate::lab::{self, MEASURES};
+use crate::paired;
 use crate::policy;
 use crate::project::Project;
 use crate::sh;
@@ -152,7 +152,7 @@ struct Folder {
     /// Each file by its name.
     kernel: BTreeMap<String, kernelbench::Results>,
     /// Each file by its name.
-    exits: BTreeMap<String, exitbench::Results>,
+    paired: BTreeMap<String, paired::Results>,
     /// Each file by its name.
     ipis: BTreeMap<String, Vec<Record>>,
     perf: BTreeMap<String, lab::Results>,
@@ -178,12 +178,12 @@ impl Folder {
                     return Err(bad(&path, "cargo xtask bench kernel", "it has no sample"));
                 }
                 folder.kernel.insert(name, kernel);
-            } else if name.starts_with(exitbench::FILES) {
-                let exits: exitbench::Results = parse(&path, "cargo xtask bench exit")?;
-                if exits.exits.is_empty() {
-                    return Err(bad(&path, "cargo xtask bench exit", "it has no exit"));
+            } else if name.starts_with(paired::FILES) {
+                let paired: paired::Results = parse(&path, "cargo xtask bench exit")?;
+                if paired.samples.is_empty() {
+                    return Err(bad(&path, "cargo xtask bench exit", "it has no sample"));
                 }
-                folder.exits.insert(name, exits);
+                folder.paired.insert(name, paired);
             } else if name.starts_with(IPIS) {
                 let records: Vec<Record> = parse(&path, "cargo xtask bench ipis")?;
                 if records.is_empty() {
@@ -237,16 +237,13 @@ impl Folder {
             report.push_str(&perf_section(setting, boots, &plot));
             files.insert(plot, perf_plot(setting, boots)?);
         }
-        report.push_str("\n## What an exit waits for\n");
-        match self.exits.is_empty() {
+        report.push_str("\n## Policies beside each other on one boot\n");
+        match self.paired.is_empty() {
             true => report.push_str("\nNothing was measured.\n"),
-            false => report.push_str(&format!(
-                "{EXIT_INTRODUCTION}\n{}\n",
-                exitbench::summary(self.exits.values())
-            )),
+            false => report.push_str(PAIRED_INTRODUCTION),
         }
-        for (file, exits) in &self.exits {
-            report.push_str(&exits.section(file));
+        for (file, paired) in &self.paired {
+            report.push_str(&paired.section(file));
         }
         report.push_str("\n## Missing\n\n");
         report.push_str(&list(&self.missing()));
@@ -353,12 +350,9 @@ CPUs borrow and give back one mm, all at once, and do nothing else. A final drop
 many CPUs and finds none lazy; on um it also ends a process of the host, which is nearly all of its time.
 ";
 
-const EXIT_INTRODUCTION: &str = "
-`perf bench sched lazy-tlb --exit` as perf tells it, its median, and then by trace events of the kernel, all in us. Parts
-are means over the middle half of a boot's exits by how long they took, so that those of a boot add up: each since the
-row above it that is not empty. Over the boots: the median, with the least and the greatest. With refcount the next task on
-a CPU frees the mm, after the parent was woken: how much later that is otherwise is taken from the control, where no
-other CPU is lazy.
+const PAIRED_INTRODUCTION: &str = "
+The guest changes the policy itself, all of them once in each round. A ratio is of two values of the same round. An exit
+is timed from `_exit()` to the parent's return from `waitpid()`, when it leaves all CPUs lazy on its mm, or none.
 ";
 
 /// The files of each policy, the policies with their places in the table's order.
@@ -1056,7 +1050,7 @@ mod tests {
             times_emulated: true,
             host: "Some CPU, 2 CPUs".into(),
         });
-        let name = guest.guest.as_ref().unwrap().file("handover", 2);
+        let name = String::from("perf-guest-arm64-4-test-nosmt-quiet-handover-2.json");
         assert_eq!(name, "perf-guest-arm64-4-test-nosmt-quiet-handover-2.json");
         let machine = lab::tests::example("handover");
         let files = [(name, &guest), (machine.file(), &machine)]
@@ -1126,17 +1120,16 @@ mod tests {
     }
 
     #[test]
-    fn what_an_exit_waits_for_has_a_section() {
-        let exits = serde_json::to_string(&exitbench::tests::example()).unwrap();
-        let text = report(&[("exit-arm64-4.json", exits)]);
-        assert!(text.contains("\n### Guest arm64, 4 CPUs\n"), "{text}");
-        assert!(text.contains("From `exit-arm64-4.json`"), "{text}");
-        let empty = exitbench::Results {
-            exits: Vec::new(),
-            ..exitbench::tests::example()
-        };
-        let empty = serde_json::to_string(&empty).unwrap();
-        assert!(loaded(&[("exit-arm64-4.json", empty)]).is_err());
+    fn policies_on_one_boot_have_a_section() {
+        let example = paired::tests::example(1.0, 1.1);
+        let text = report(&[(
+            "paired-exit-arm64-4.json",
+            serde_json::to_string(&example).unwrap(),
+        )]);
+        assert!(text.contains("\n### Guest arm64: exit\n"), "{text}");
+        assert!(text.contains("From `paired-exit-arm64-4.json`"), "{text}");
+        let empty = serde_json::to_string(&paired::tests::of(Vec::new())).unwrap();
+        assert!(loaded(&[("paired-exit-arm64-4.json", empty)]).is_err());
     }
 
     #[test]

@@ -13,6 +13,10 @@
  *
  * The price is paid elsewhere: when a process exits that CPUs are still lazy
  * on (--exit), and when its threads flush the TLBs of such CPUs (--flush).
+ *
+ * --compare has the kernel change its policy between measurements, and sets each
+ * beside that of the first policy in the same round: whatever else happens to
+ * the machine in the course of minutes happens to both.
  */
 #include <subcmd/parse-options.h>
 #include <api/fs/fs.h>
@@ -20,10 +24,10 @@
 #include "futex.h"
 #include "../util/cpumap.h"
 #include "../util/rlimit.h"
-#include "../util/stat.h"
 
 #include <err.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
@@ -65,6 +69,10 @@ struct worker {
 	int			cpu;
 	int			fds[2];
 	bool			first;
+	/* Of the main process: means of all repeats, and trips before this one. */
+	double			rate;
+	double			switches_per_trip;
+	unsigned long		before;
 } __aligned(LINE_SIZE);
 
 /* Shared by all processes as well. */
@@ -91,7 +99,7 @@ enum exit_case {
 static const char *const exit_case_names[] = { "lazy", "alone" };
 
 struct latencies {
-	u64			*nsecs;
+	double			*usecs;
 	size_t			nr;
 	size_t			nr_allocated;
 };
@@ -113,14 +121,27 @@ static const char *const quantile_names[] = { "p50", "p99", "max" };
 #define HINT_CPUS \
 	"see taskset -p $$, the cpuset cgroup and /sys/devices/system/cpu/online"
 #define HINT_POLICY \
-	"see dmesg for \"lazy_tlb: policy\"; the file needs CONFIG_LAZY_TLB_DEBUGFS"
+	"it needs a kernel with CONFIG_MMU_LAZY_TLB_SHOOTDOWN"
 #define HINT_COUNTERS \
-	"they need CONFIG_VM_EVENT_COUNTERS and CONFIG_MMU_LAZY_TLB_SHOOTDOWN_RUST"
+	"they need CONFIG_VM_EVENT_COUNTERS and CONFIG_MMU_LAZY_TLB_SHOOTDOWN"
 
-/* These are no sums, so there is no point in subtracting them. */
-static const char *const maxima[] = {
-	"lazy_tlb_max_waiting",
-	"lazy_tlb_longest_wait_ms",
+/* In sysfs. Whoever may write it changes the policy. */
+#define POLICY_FILE		"module/kernel/parameters/lazy_tlb"
+
+/* Something that is measured in each repeat, under each policy. */
+struct row {
+	const char		*mode;
+	const char		*what;
+	unsigned int		cpus;
+	/* The repeats of one policy, then those of the next. */
+	double			*usecs;
+};
+
+/* Of the repeats. */
+struct spread {
+	double			median;
+	double			min;
+	double			max;
 };
 
 static unsigned int	nr_pairs;
@@ -133,11 +154,25 @@ static bool		use_processes;
 static bool		use_futexes;
 static bool		exit_mode;
 static bool		flush_mode;
+static const char	*compare;
 
 static struct control	*control;
 static unsigned int	nr_cpus;
 static int		*cpus;
 static long		page_size;
+
+/* Those to compare: the first is what the others are compared with. */
+static char		**policies;
+/* At least one, which without --compare is whatever is in force. */
+static unsigned int	nr_policies = 1;
+static int		policy_fd = -1;
+static char		*former_policy;
+static pid_t		main_pid;
+/* Whether to compare with a single pair too, which has nobody to contend with. */
+static bool		one_pair_too;
+
+static struct row	*rows;
+static unsigned int	nr_rows;
 
 static const struct option options[] = {
 	OPT_UINTEGER('p', "pairs", &nr_pairs, "Number of pairs (default: half as many as CPUs)"),
@@ -155,6 +190,8 @@ static const struct option options[] = {
 		    "Counter-benchmark: map, touch and unmap memory before passing the token"),
 	OPT_UINTEGER('P', "pages", &flush_pages,
 		     "Pages to unmap at once with --flush (default: 16)"),
+	OPT_STRING(0, "compare", &compare, "policy,policy[,policy]",
+		   "Change the lazy TLB policy in turn, and compare: this mode, or all"),
 	OPT_END()
 };
 
@@ -412,6 +449,7 @@ static void choose_cpus(void)
 
 	if (nr_allowed < 2)
 		fail(0, HINT_CPUS, "needs two CPUs, may use %u", nr_allowed);
+	one_pair_too = compare && !nr_pairs;
 	if (!nr_pairs)
 		nr_pairs = nr_allowed / 2;
 	if (nr_pairs > nr_allowed / 2)
@@ -476,21 +514,19 @@ static void allocate_control(void)
 	}
 }
 
-/* Trips per second of each worker in one repeat. */
-static void measure_trips(unsigned long *rates, double *switches_per_trip)
+/* Trips per second of all pairs in one repeat. */
+static double measure_trips(void)
 {
 	unsigned int i, nr_processes = use_processes ? nr_cpus : 1;
-	unsigned long *before = calloc(nr_cpus, sizeof(*before));
+	unsigned long sum = 0;
+	struct worker *w;
 	u64 began, took;
-
-	if (!before)
-		err(EXIT_FAILURE, "memory allocation");
 
 	control->ready = 0;
 	control->stop = false;
-	for (i = 0; i < nr_cpus; i++) {
-		control->workers[i].trips = 0;
-		control->workers[i].token = 0;
+	for (w = control->workers; w < control->workers + nr_cpus; w++) {
+		w->trips = 0;
+		w->token = 0;
 	}
 	/* New ones: the token of the last repeat is still in one of them. */
 	if (!use_futexes)
@@ -513,14 +549,16 @@ static void measure_trips(unsigned long *rates, double *switches_per_trip)
 	check_processes();
 
 	began = now_nsec();
-	for (i = 0; i < nr_cpus; i++)
-		before[i] = READ_ONCE(control->workers[i].trips);
+	for (w = control->workers; w < control->workers + nr_cpus; w++)
+		w->before = READ_ONCE(w->trips);
 	sleep(runtime);
 	took = now_nsec() - began;
-	for (i = 0; i < nr_cpus; i++) {
-		unsigned long trips = READ_ONCE(control->workers[i].trips) - before[i];
+	for (w = control->workers; w < control->workers + nr_cpus; w++) {
+		unsigned long trips = READ_ONCE(w->trips) - w->before;
 
-		rates[i] = (double)trips * NSEC_PER_SEC / took;
+		w->rate += (double)trips * NSEC_PER_SEC / took / repeats;
+		/* Both ends of a pair count its trips. */
+		sum += w->first ? trips : 0;
 	}
 	check_processes();
 
@@ -528,15 +566,11 @@ static void measure_trips(unsigned long *rates, double *switches_per_trip)
 	for (i = 0; i < nr_processes; i++)
 		reap();
 
-	for (i = 0; i < nr_cpus; i++) {
-		struct worker *w = &control->workers[i];
-
-		switches_per_trip[i] += (double)w->switches / w->trips / repeats;
-	}
-
+	for (w = control->workers; w < control->workers + nr_cpus; w++)
+		w->switches_per_trip += (double)w->switches / w->trips / repeats;
 	if (!use_futexes)
 		close_pipes();
-	free(before);
+	return (double)sum * NSEC_PER_SEC / took;
 }
 
 static void __noreturn visit_and_exit(enum exit_case which)
@@ -567,11 +601,11 @@ static void __noreturn visit_and_exit(enum exit_case which)
 }
 
 /*
- * From exit() to the return of waitpid(). When a process moves to another CPU,
+ * usecs from exit() to the return of waitpid(). When a process moves to another CPU,
  * the old one goes idle, and lazy on its mm. A single thread does, so that the
  * time it takes to kill others is not part of the result.
  */
-static u64 measure_exit(enum exit_case which)
+static double measure_exit(enum exit_case which)
 {
 	control->arrived = 0;
 	if (!start_process())
@@ -587,34 +621,34 @@ static u64 measure_exit(enum exit_case which)
 		}
 	}
 	reap();
-	return now_nsec() - control->exit_began;
+	return (double)(now_nsec() - control->exit_began) / NSEC_PER_USEC;
 }
 
-static void add_latency(struct latencies *l, u64 nsec)
+static void add_latency(struct latencies *l, double usecs)
 {
 	if (l->nr == l->nr_allocated) {
 		l->nr_allocated = l->nr_allocated ? 2 * l->nr_allocated : BUFSIZ;
-		l->nsecs = realloc(l->nsecs, l->nr_allocated * sizeof(*l->nsecs));
-		if (!l->nsecs)
+		l->usecs = realloc(l->usecs, l->nr_allocated * sizeof(*l->usecs));
+		if (!l->usecs)
 			err(EXIT_FAILURE, "memory allocation");
 	}
-	l->nsecs[l->nr++] = nsec;
+	l->usecs[l->nr++] = usecs;
 }
 
-static int compare_nsecs(const void *a, const void *b)
+static int compare_doubles(const void *a, const void *b)
 {
-	const u64 *x = a, *y = b;
+	const double *x = a, *y = b;
 
 	return *x < *y ? -1 : *x > *y;
 }
 
-static u64 quantile(const struct latencies *sorted, enum quantile which)
+static double quantile(const struct latencies *sorted, enum quantile which)
 {
 	static const unsigned int percent[] = { [P50] = 50, [P99] = 99 };
 
 	if (which == MAX)
-		return sorted->nsecs[sorted->nr - 1];
-	return sorted->nsecs[sorted->nr * percent[which] / 100];
+		return sorted->usecs[sorted->nr - 1];
+	return sorted->usecs[sorted->nr * percent[which] / 100];
 }
 
 /* The control is taken in between, so that both see the same disturbances. */
@@ -628,10 +662,10 @@ static void measure_exits(struct latencies *latencies)
 		enum exit_case which;
 
 		for (which = 0; which < EXIT_CASES; which++) {
-			u64 nsec = measure_exit(which);
+			double usecs = measure_exit(which);
 
 			if (measuring)
-				add_latency(&latencies[which], nsec);
+				add_latency(&latencies[which], usecs);
 		}
 	}
 }
@@ -646,238 +680,311 @@ static char *read_counters(void)
 	return text;
 }
 
-/* The value of a counter in the text of /proc/vmstat, 0 if there is none. */
-static unsigned long long counter_value(const char *text, const char *name, size_t length)
-{
-	const char *line;
-
-	for (line = text; line && *line; line = strchr(line, '\n')) {
-		line += *line == '\n';
-		if (!strncmp(line, name, length) && line[length] == ' ')
-			return strtoull(line + length, NULL, 10);
-	}
-	return 0;
-}
-
-static bool is_maximum(const char *name, size_t length)
-{
-	unsigned int i;
-
-	for (i = 0; i < ARRAY_SIZE(maxima); i++) {
-		if (strlen(maxima[i]) == length && !strncmp(maxima[i], name, length))
-			return true;
-	}
-	return false;
-}
-
+/* Two texts of /proc/vmstat, which have the same lines. */
 static void print_counters(const char *before, const char *after)
 {
-	bool simple = bench_format == BENCH_FORMAT_SIMPLE;
-	const char *line;
-	bool found = false;
+	bool simple = bench_format == BENCH_FORMAT_SIMPLE, found = false;
+	unsigned long long was, is;
+	char name[64];
 
-	for (line = after; line && *line; line = strchr(line, '\n')) {
-		size_t length;
-		bool maximum;
-		unsigned long long value;
-
-		line += *line == '\n';
-		if (strncmp(line, COUNTER_PREFIX, strlen(COUNTER_PREFIX)))
-			continue;
+	while (before && after) {
+		before = strstr(before, "\n" COUNTER_PREFIX);
+		after = strstr(after, "\n" COUNTER_PREFIX);
+		if (!before || sscanf(++before, "%*s %llu", &was) != 1 ||
+		    !after || sscanf(++after, "%63s %llu", name, &is) != 2)
+			break;
 		if (!found && !simple)
 			printf("\n# Counters of the whole system, all repeats with warm-up:\n");
 		found = true;
-
-		length = strcspn(line, " ");
-		maximum = is_maximum(line, length);
-		value = counter_value(after, line, length);
-		if (!maximum)
-			value -= counter_value(before, line, length);
-
-		if (simple)
-			printf("vmstat %.*s %llu\n", (int)length, line, value);
-		else
-			printf(" %32.*s: %llu%s\n", (int)length, line, value,
-			       maximum ? " (maximum since boot)" : "");
+		printf(simple ? "vmstat %s %llu\n" : " %32s: %llu\n", name, is - was);
 	}
 	if (!found)
 		fprintf(stderr, "No %s* counters in /proc/vmstat\n Hint: %s\n",
 			COUNTER_PREFIX, HINT_COUNTERS);
 }
 
-static void print_policy(void)
+/* A line, which the kernel takes as a whole or not at all. Signal handlers may call it. */
+static bool write_policy(const char *line)
 {
-	const char *hint = HINT_POLICY;
-	const char *debugfs = debugfs__mountpoint();
-	const char *policy = "unknown";
-	char path[PATH_MAX], *text = NULL;
-	size_t size = 0;
-	int error = 0;
-
-	if (debugfs) {
-		scnprintf(path, sizeof(path), "%s/lazy_tlb/policy", debugfs);
-		error = filename__read_str(path, &text, &size);
-	}
-	if (text) {
-		text[strcspn(text, "\n")] = '\0';
-		policy = text;
-	}
-
-	if (bench_format == BENCH_FORMAT_SIMPLE)
-		printf("policy %s\n", policy);
-	else
-		printf("# Policy: %s\n", policy);
-
-	if (!text) {
-		if (!debugfs)
-			hint = "mount -t debugfs none /sys/kernel/debug";
-		else if (error == -EACCES || error == -EPERM)
-			hint = "only root can read debugfs";
-		fprintf(stderr, "Cannot tell the lazy TLB policy in force\n Hint: %s\n", hint);
-	}
-	free(text);
+	return pwrite(policy_fd, line, strlen(line), 0) == (ssize_t)strlen(line);
 }
 
-/* One repeat has none. */
-static void print_noise(struct stats *stats)
+static void change_policy(const char *name)
 {
-	if (repeats > 1)
-		printf("  ( +- %6.2f%% )",
-		       rel_stddev_stats(stddev_stats(stats), avg_stats(stats)));
+	char line[64];
+
+	scnprintf(line, sizeof(line), "%s\n", name);
+	if (!write_policy(line))
+		fail(errno, "the kernel knows refcount, shootdown and handover",
+		     "cannot change the lazy TLB policy to '%s'", name);
+}
+
+/* Not for children. */
+static void restore_policy(void)
+{
+	static const char failed[] = "The lazy TLB policy of before could not be restored\n";
+
+	if (getpid() == main_pid && !write_policy(former_policy) &&
+	    write(STDERR_FILENO, failed, strlen(failed)) < 0)
+		return;
+}
+
+static void restore_policy_and_die(int signal_nr)
+{
+	restore_policy();
+	signal(signal_nr, SIG_DFL);
+	raise(signal_nr);
+}
+
+/* A line with the policy in force, or NULL. */
+static char *read_policy(void)
+{
+	char *line = NULL;
+	size_t size;
+
+	sysfs__read_str(POLICY_FILE, &line, &size);
+	return line;
+}
+
+/* Tries each of them before anything is measured. */
+static void open_policies(void)
+{
+	static const int deadly[] = { SIGHUP, SIGINT, SIGPIPE, SIGTERM };
+	char *list = strdup(compare), *name;
+	const char *sysfs = sysfs__mountpoint();
+	char path[PATH_MAX];
+	unsigned int i;
+
+	if (!list)
+		err(EXIT_FAILURE, "memory allocation");
+	for (nr_policies = 0; (name = strsep(&list, ",")); nr_policies++) {
+		policies = realloc(policies, (nr_policies + 1) * sizeof(*policies));
+		if (!policies)
+			err(EXIT_FAILURE, "memory allocation");
+		policies[nr_policies] = name;
+	}
+	if (nr_policies < 2)
+		fail(0, "name another one after a comma", "one policy to compare with none: %s",
+		     compare);
+
+	scnprintf(path, sizeof(path), "%s/%s", sysfs ?: "/sys", POLICY_FILE);
+	policy_fd = open(path, O_RDWR | O_CLOEXEC);
+	if (policy_fd < 0)
+		fail(errno, errno == ENOENT ? HINT_POLICY : "only root can change the policy",
+		     "%s", path);
+	former_policy = read_policy();
+	if (!former_policy)
+		fail(0, HINT_POLICY, "cannot read %s", path);
+
+	main_pid = getpid();
+	for (i = 0; i < ARRAY_SIZE(deadly); i++) {
+		if (signal(deadly[i], restore_policy_and_die) == SIG_IGN)
+			signal(deadly[i], SIG_IGN);
+	}
+	atexit(restore_policy);
+	for (i = 0; i < nr_policies; i++)
+		change_policy(policies[i]);
 }
 
 static void print_setup(void)
 {
-	if (bench_format == BENCH_FORMAT_SIMPLE)
-		return;
+	char *policy = compare ? strdup(compare) : read_policy();
 
-	if (exit_mode)
-		printf("# Exits of a process that leaves CPUs lazy or not, on %u CPUs", nr_cpus);
+	if (policy)
+		policy[strcspn(policy, "\n")] = '\0';
 	else
-		printf("# Pairs of %s %s: %u, on %u CPUs",
-		       use_processes ? "processes" : "threads of one process",
-		       use_futexes ? "over futexes" : "over pipes", nr_pairs, nr_cpus);
-	if (flush_mode)
-		printf(", pages unmapped per token: %u", flush_pages);
-	printf("\n# Repeats: %u of %u s, each after a warm-up of %u s\n\n",
-	       repeats, runtime, warmup);
+		fprintf(stderr, "Cannot tell the lazy TLB policy in force\n Hint: %s\n",
+			HINT_POLICY);
+	if (bench_format == BENCH_FORMAT_SIMPLE)
+		printf("policy %s\n", policy ?: "unknown");
+	else
+		printf("# Policy: %s\n# Repeats: %u of %u s, each after a warm-up of %u s\n\n",
+		       policy ?: "unknown", repeats, runtime, warmup);
+	free(policy);
 }
 
-static void bench_trips(void)
+static void add_sample(const char *mode, const char *what, unsigned int policy,
+		       unsigned int repeat, double usecs)
 {
-	bool simple = bench_format == BENCH_FORMAT_SIMPLE;
-	unsigned long *rates = calloc(nr_cpus, sizeof(*rates));
-	double *switches_per_trip = calloc(nr_cpus, sizeof(*switches_per_trip));
-	struct stats *per_cpu = calloc(nr_cpus, sizeof(*per_cpu));
-	struct stats total;
-	unsigned int i, repeat;
+	struct row *row;
 
-	if (!rates || !switches_per_trip || !per_cpu)
-		err(EXIT_FAILURE, "memory allocation");
-
-	init_stats(&total);
-	for (i = 0; i < nr_cpus; i++)
-		init_stats(&per_cpu[i]);
-
-	for (repeat = 0; repeat < repeats; repeat++) {
-		unsigned long sum = 0;
-
-		measure_trips(rates, switches_per_trip);
-		for (i = 0; i < nr_cpus; i++) {
-			update_stats(&per_cpu[i], rates[i]);
-			/* Both ends of a pair count its trips. */
-			sum += control->workers[i].first ? rates[i] : 0;
-		}
-		update_stats(&total, sum);
-		if (simple)
-			printf("repeat %u trips_per_sec %lu\n", repeat + 1, sum);
+	for (row = rows; row < rows + nr_rows; row++) {
+		if (row->mode == mode && row->what == what && row->cpus == nr_cpus)
+			break;
 	}
-
-	if (!simple) {
-		printf(" %14.0f trips/sec", avg_stats(&total));
-		print_noise(&total);
-		printf("  min %lu  max %lu\n", (unsigned long)total.min,
-		       (unsigned long)total.max);
-		printf(" %14.3f usecs/trip of a pair\n\n",
-		       avg_stats(&total) ? USEC_PER_SEC * nr_pairs / avg_stats(&total) : 0);
-		printf(" %6s %12s %s\n", "CPU", "trips/sec", "switches/trip");
+	if (row == rows + nr_rows) {
+		rows = realloc(rows, ++nr_rows * sizeof(*rows));
+		if (!rows)
+			err(EXIT_FAILURE, "memory allocation");
+		row = &rows[nr_rows - 1];
+		row->mode = mode;
+		row->what = what;
+		row->cpus = nr_cpus;
+		row->usecs = calloc(nr_policies * repeats, sizeof(*row->usecs));
+		if (!row->usecs)
+			err(EXIT_FAILURE, "memory allocation");
 	}
-	for (i = 0; i < nr_cpus; i++) {
-		if (simple) {
-			printf("cpu %d trips_per_sec %.0f switches_per_trip %.3f\n",
-			       cpus[i], avg_stats(&per_cpu[i]), switches_per_trip[i]);
-			continue;
-		}
-		printf(" %6d %12.0f %13.3f", cpus[i], avg_stats(&per_cpu[i]),
-		       switches_per_trip[i]);
-		print_noise(&per_cpu[i]);
-		printf("\n");
-	}
-
-	free(per_cpu);
-	free(switches_per_trip);
-	free(rates);
+	row->usecs[policy * repeats + repeat] = usecs;
 }
 
-static void bench_exits(void)
+/* Begins a line of the simple format. */
+static void begin_line(const char *mode, unsigned int policy, unsigned int repeat)
 {
+	printf("repeat %u", repeat + 1);
+	if (compare)
+		printf(" policy %s mode %s cpus %u", policies[policy], mode, nr_cpus);
+}
+
+static void sample_trips(unsigned int policy, unsigned int repeat)
+{
+	static const char *const names[2][2][2] = {
+		{ { "threads", "threads-flush" }, { "threads-futex", "threads-futex-flush" } },
+		{ { "processes", "processes-flush" },
+		  { "processes-futex", "processes-futex-flush" } },
+	};
+	const char *mode = names[use_processes][use_futexes][flush_mode];
+	double rate = measure_trips();
+
+	add_sample(mode, "trip", policy, repeat, rate ? USEC_PER_SEC * nr_pairs / rate : 0);
+	if (bench_format == BENCH_FORMAT_SIMPLE) {
+		begin_line(mode, policy, repeat);
+		printf(" trips_per_sec %.0f\n", rate);
+	}
+}
+
+static void sample_exits(unsigned int policy, unsigned int repeat)
+{
+	static const char *const modes[] = { "exit-lazy", "exit-alone" };
 	bool simple = bench_format == BENCH_FORMAT_SIMPLE;
-	struct stats stats[EXIT_CASES][QUANTILES];
-	size_t nr_exits[EXIT_CASES] = {};
+	struct latencies latencies[EXIT_CASES] = {};
 	enum exit_case which;
-	unsigned int repeat;
 	enum quantile q;
 
+	measure_exits(latencies);
 	for (which = 0; which < EXIT_CASES; which++) {
-		for (q = 0; q < QUANTILES; q++)
-			init_stats(&stats[which][q]);
+		struct latencies *l = &latencies[which];
+
+		qsort(l->usecs, l->nr, sizeof(*l->usecs), compare_doubles);
+		if (simple) {
+			begin_line("exit", policy, repeat);
+			printf(" %s exits %zu", exit_case_names[which], l->nr);
+		}
+		for (q = 0; q < QUANTILES; q++) {
+			add_sample(modes[which], quantile_names[q], policy, repeat,
+				   quantile(l, q));
+			if (simple)
+				printf(" %s_ns %.0f", quantile_names[q],
+				       NSEC_PER_USEC * quantile(l, q));
+		}
+		if (simple)
+			printf("\n");
+		zfree(&l->usecs);
 	}
-	if (pin_to(cpus[0]))
-		fail(errno, HINT_CPUS, "sched_setaffinity, CPU %d", cpus[0]);
+}
+
+/* Under all policies, another one first each time. */
+static void sample(unsigned int pairs, unsigned int repeat)
+{
+	unsigned int turn;
+
+	nr_pairs = pairs;
+	nr_cpus = 2 * pairs;
+	for (turn = 0; turn < nr_policies; turn++) {
+		unsigned int policy = (repeat + turn) % nr_policies;
+
+		if (compare)
+			change_policy(policies[policy]);
+		if (exit_mode)
+			sample_exits(policy, repeat);
+		else
+			sample_trips(policy, repeat);
+	}
+}
+
+/* The mode that the options ask for, or with --compare alone each of them. */
+static void sample_all(void)
+{
+	static bool *const modes[] = {
+		NULL, &use_futexes, &use_processes, &flush_mode, &exit_mode
+	};
+	bool all = compare && !(use_futexes || use_processes || flush_mode || exit_mode);
+	unsigned int pairs = nr_pairs, repeat, i;
 
 	for (repeat = 0; repeat < repeats; repeat++) {
-		struct latencies latencies[EXIT_CASES] = {};
-
-		measure_exits(latencies);
-		for (which = 0; which < EXIT_CASES; which++) {
-			struct latencies *l = &latencies[which];
-
-			qsort(l->nsecs, l->nr, sizeof(*l->nsecs), compare_nsecs);
-			nr_exits[which] += l->nr;
-			if (simple)
-				printf("repeat %u %s exits %zu", repeat + 1,
-				       exit_case_names[which], l->nr);
-			for (q = 0; q < QUANTILES; q++) {
-				update_stats(&stats[which][q], quantile(l, q));
-				if (simple)
-					printf(" %s_ns %llu", quantile_names[q],
-					       (unsigned long long)quantile(l, q));
-			}
-			if (simple)
-				printf("\n");
-			zfree(&l->nsecs);
+		for (i = 0; i < (all ? ARRAY_SIZE(modes) : 1); i++) {
+			if (all && modes[i])
+				*modes[i] = true;
+			if (one_pair_too && pairs > 1 && !exit_mode)
+				sample(1, repeat);
+			sample(pairs, repeat);
+			if (all && modes[i])
+				*modes[i] = false;
 		}
 	}
-	if (simple)
-		return;
+}
 
-	for (which = 0; which < EXIT_CASES; which++) {
-		printf(" CPUs left lazy: %u, exits: %zu\n",
-		       which == EXIT_LAZY ? nr_cpus - 1 : 0, nr_exits[which]);
-		for (q = 0; q < QUANTILES; q++) {
-			struct stats *s = &stats[which][q];
+/* Of values, or of their ratios to others, each to that of the same repeat. */
+static struct spread spread_of(const double *values, const double *others)
+{
+	double *sorted = calloc(repeats, sizeof(*sorted));
+	struct spread spread;
+	unsigned int i;
 
-			printf(" %14.3f usecs %s", avg_stats(s) / NSEC_PER_USEC,
-			       quantile_names[q]);
-			print_noise(s);
-			printf("\n");
-		}
+	if (!sorted)
+		err(EXIT_FAILURE, "memory allocation");
+	for (i = 0; i < repeats; i++)
+		sorted[i] = others ? values[i] / others[i] : values[i];
+	qsort(sorted, repeats, sizeof(*sorted), compare_doubles);
+	spread.median = (sorted[(repeats - 1) / 2] + sorted[repeats / 2]) / 2;
+	spread.min = sorted[0];
+	spread.max = sorted[repeats - 1];
+	free(sorted);
+	return spread;
+}
+
+static void print_row(const struct row *row)
+{
+	bool simple = bench_format == BENCH_FORMAT_SIMPLE;
+	unsigned int policy;
+
+	if (!simple)
+		printf(" %s, %u CPUs, %s\n", row->mode, row->cpus, row->what);
+	for (policy = 0; policy < nr_policies; policy++) {
+		const double *usecs = row->usecs + policy * repeats;
+		struct spread s = spread_of(usecs, NULL), ratio = spread_of(usecs, row->usecs);
+
+		if (simple && policy)
+			printf("ratio %s to %s mode %s cpus %u %s median %.4f min %.4f max %.4f\n",
+			       policies[policy], policies[0], row->mode, row->cpus, row->what,
+			       ratio.median, ratio.min, ratio.max);
+		if (simple)
+			continue;
+		printf(" %14.3f usecs  (%.3f .. %.3f)", s.median, s.min, s.max);
+		if (compare)
+			printf("  %s", policies[policy]);
+		if (policy)
+			printf("  %.3f (%.3f .. %.3f) of %s", ratio.median, ratio.min, ratio.max,
+			       policies[0]);
+		printf("\n");
 	}
+}
+
+static void print_cpus(void)
+{
+	bool simple = bench_format == BENCH_FORMAT_SIMPLE;
+	struct worker *w;
+
+	if (!simple)
+		printf("\n %6s %12s %s\n", "CPU", "trips/sec", "switches/trip");
+	for (w = control->workers; w < control->workers + nr_cpus; w++)
+		printf(simple ? "cpu %d trips_per_sec %.0f switches_per_trip %.3f\n" :
+				" %6d %12.0f %13.3f\n", w->cpu, w->rate, w->switches_per_trip);
 }
 
 int bench_sched_lazy_tlb(int argc, const char **argv)
 {
 	char *before, *after;
+	unsigned int i;
 
 	argc = parse_options(argc, argv, options, bench_sched_lazy_tlb_usage, 0);
 	if (argc) {
@@ -889,18 +996,25 @@ int bench_sched_lazy_tlb(int argc, const char **argv)
 	check_options();
 	choose_cpus();
 	allocate_control();
+	if (compare)
+		open_policies();
+	/* Where processes whose exit is measured begin. */
+	if (pin_to(cpus[0]))
+		fail(errno, HINT_CPUS, "sched_setaffinity, CPU %d", cpus[0]);
 
-	print_policy();
 	print_setup();
-
 	before = read_counters();
-	if (exit_mode)
-		bench_exits();
-	else
-		bench_trips();
+	sample_all();
 	after = read_counters();
+	for (i = 0; i < nr_rows; i++)
+		print_row(&rows[i]);
+	if (!compare && !exit_mode)
+		print_cpus();
 	print_counters(before, after);
 
+	for (i = 0; i < nr_rows; i++)
+		free(rows[i].usecs);
+	free(rows);
 	free(after);
 	free(before);
 	free(cpus);
