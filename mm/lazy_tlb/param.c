@@ -6,7 +6,7 @@
  */
 #define pr_fmt(fmt) "lazy_tlb: " fmt
 
-#include <linux/cleanup.h>
+#include <linux/errno.h>
 #include <linux/init.h>
 #include <linux/jump_label.h>
 #include <linux/lazy_tlb.h>
@@ -30,8 +30,9 @@ int lazy_tlb_change_policy(const char *value)
 	char name[16];
 	int err;
 
-	/* What echo writes ends with a newline. Too long a name is unknown. */
-	strscpy(name, value);
+	if (strscpy(name, value) < 0)
+		return -EINVAL;
+	/* What echo writes ends with a newline. */
 	err = lazy_tlb_set_policy(strim(name));
 	if (err)
 		return err;

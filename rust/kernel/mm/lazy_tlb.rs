@@ -100,7 +100,7 @@ impl Drop for PreemptDisabled {
     }
 }
 
-/// Returns the CPUs in a mask that other CPUs may join meanwhile.
+/// Returns the CPUs in a mask. Of CPUs that join meanwhile, it may miss some.
 ///
 /// # Safety
 ///
