@@ -14,15 +14,15 @@ use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
 use walkdir::WalkDir;
 
-use crate::arch::{self, Arch};
-use crate::bench::{Counted, COUNTER};
-use crate::failure::{fail, Exit};
-use crate::kbuild::{self, Build};
-use crate::kernelbench;
-use crate::policy;
-use crate::project::Project;
-use crate::results::{Machine, Spread};
-use crate::sh;
+use crate::bench::ipis::{Counted, COUNTER};
+use crate::bench::kernel;
+use crate::host::arch::{self, Arch};
+use crate::host::failure::{fail, Exit};
+use crate::host::policy;
+use crate::host::sh;
+use crate::kernel::build::{self, Build};
+use crate::kernel::workshop::Project;
+use crate::report::page::{Machine, Spread};
 
 /// How the names of the files begin.
 pub const FILES: &str = "perf-";
@@ -140,7 +140,7 @@ fn check_config(config: &str, refused: &[String]) -> Result<()> {
     if refused.is_empty() {
         return Ok(());
     }
-    let values = kbuild::values(config);
+    let values = build::values(config);
     let on = |name: &&str| values.get(*name) == Some(&"y");
     let mut remedies = Vec::new();
     if !on(&"RUST") {
@@ -190,7 +190,7 @@ fn read_config(path: &Path) -> Result<String> {
         )
     })?;
     let text = String::from_utf8(bytes).unwrap_or_default();
-    if kbuild::values(&text).is_empty() {
+    if build::values(&text).is_empty() {
         return Err(fail(
             Exit::Usage,
             format!("{} is no kernel configuration", path.display()),
@@ -267,7 +267,7 @@ pub fn perf(tree: &Path, arch: &Arch, out: &Path) -> Result<PathBuf> {
     make.args(PERF);
     // Nothing else: perf's shared objects cannot be linked like this.
     make.arg(dir.join("perf"));
-    for name in kbuild::FOREIGN {
+    for name in build::FOREIGN {
         make.env_remove(name);
     }
     let remedy = "install what the log asks for";
@@ -344,7 +344,7 @@ pub struct Results {
     pub runs: Vec<Run>,
     /// What the kernel's own benchmark printed, each time that it was loaded.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub kernel: Vec<kernelbench::Sample>,
+    pub kernel: Vec<kernel::Sample>,
     /// What it said besides.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub kernel_said: Vec<String>,
@@ -517,7 +517,7 @@ fn runs(lines: &[&str], policy: &str) -> Result<Vec<Run>> {
 }
 
 /// What the kernel's own benchmark measured on one boot, and what it said besides.
-fn in_kernel(lines: &[&str]) -> Result<(Vec<kernelbench::Sample>, Vec<String>)> {
+fn in_kernel(lines: &[&str]) -> Result<(Vec<kernel::Sample>, Vec<String>)> {
     let (mut samples, mut said) = (Vec::new(), Vec::new());
     for line in lines {
         let (round, rest) = line.split_once(' ').unwrap_or((line, ""));
@@ -526,7 +526,7 @@ fn in_kernel(lines: &[&str]) -> Result<(Vec<kernelbench::Sample>, Vec<String>)> 
             said.push(rest.to_owned());
             continue;
         }
-        samples.push(kernelbench::Sample::parse(rest, round)?);
+        samples.push(kernel::Sample::parse(rest, round)?);
     }
     Ok((samples, said))
 }
@@ -763,7 +763,7 @@ fn import(project: &Project, files: &[PathBuf]) -> Result<()> {
 #[cfg(test)]
 pub mod tests {
     use super::*;
-    use crate::failure::classify;
+    use crate::host::failure::classify;
     use std::os::unix::fs::PermissionsExt;
 
     /// What perf prints in two of the modes.
@@ -1059,7 +1059,7 @@ pub mod tests {
             THREADS.replace('\n', "\\n")
         );
         put("perf", &perf.replace("POLICY", "handover"));
-        let script = crate::project::repository().join(SCRIPT);
+        let script = crate::kernel::workshop::repository().join(SCRIPT);
         fs::copy(script, dir.path().join("lab.sh")).unwrap();
         dir
     }
@@ -1119,7 +1119,7 @@ pub mod tests {
         put("selftests/without", "exit 4");
         let run = || {
             fs::copy(
-                crate::project::repository().join(JOB),
+                crate::kernel::workshop::repository().join(JOB),
                 dir.path().join("job.sh"),
             )
             .unwrap();

@@ -2,40 +2,15 @@
 //!
 //! Everything a person types is here; each command lives in a module of its own.
 
-mod apt;
-mod arch;
-mod base;
 mod bench;
-mod bisect;
-mod cache;
-mod compare;
-mod console;
-mod disasm;
-mod drift;
-mod exitbench;
-mod failure;
+mod checks;
 mod guest;
-mod kbuild;
-mod kernelbench;
-mod ktap;
+mod host;
+mod kernel;
 mod lab;
-mod lint;
-mod litmus;
-mod mail;
-mod mutants;
-mod neighbours;
-mod paired;
-mod perfbench;
-mod policy;
-mod project;
 mod report;
 mod results;
 mod series;
-mod setup;
-mod sh;
-mod testing;
-mod tidy;
-mod tree;
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -46,13 +21,13 @@ use anyhow::Result;
 use clap::builder::PossibleValuesParser;
 use clap::{Args, Parser, Subcommand};
 
-use crate::cache::Cache;
-use crate::failure::{classify, fail, Exit, EXIT_HELP};
-use crate::guest::{Append, Guest, GuestFile};
-use crate::kbuild::Build;
-use crate::project::{Project, Workshop};
-use crate::report::Recorder;
-use crate::series::Selection;
+use crate::guest::machine::{Append, Guest, GuestFile};
+use crate::host::cache::Cache;
+use crate::host::failure::{classify, fail, Exit, EXIT_HELP};
+use crate::kernel::build::Build;
+use crate::kernel::workshop::{Project, Workshop};
+use crate::results::case::Recorder;
+use crate::series::patch::Selection;
 
 /// Builds, boots, tests and mails the lazy TLB series.
 #[derive(Parser)]
@@ -136,7 +111,7 @@ enum Command {
         /// How the guests' kernels are built: test, kasan, kcsan, rt, norust, off, or all of them.
         #[arg(
             long,
-            default_value = testing::Variant::TEST.name,
+            default_value = checks::stages::Variant::TEST.name,
             env = "VARIANT",
             hide_env_values = true
         )]
@@ -148,10 +123,10 @@ enum Command {
         #[arg(long, value_name = "NAME[,NAME]", value_delimiter = ',')]
         stage: Vec<String>,
         /// Only guests with these policies.
-        #[arg(long, value_parser = PossibleValuesParser::new(policy::ALL), value_delimiter = ',')]
+        #[arg(long, value_parser = PossibleValuesParser::new(host::policy::ALL), value_delimiter = ',')]
         policy: Vec<String>,
         /// How long the tests in guests go on that could do so for ever (churn, torture and others).
-        #[arg(long, value_name = "S", default_value_t = testing::SECONDS)]
+        #[arg(long, value_name = "S", default_value_t = checks::stages::SECONDS)]
         seconds: u64,
         #[command(flatten)]
         append: Append,
@@ -175,13 +150,13 @@ enum Command {
     #[command(after_help = "Example: cargo xtask neighbours --arch x86_64")]
     Neighbours {
         #[command(flatten)]
-        options: neighbours::Options,
+        options: checks::neighbours::Options,
     },
     /// Writes tables and plots of everything in results/.
     #[command(after_help = "Example: cargo xtask report")]
     Report {
         #[command(flatten)]
-        options: results::Options,
+        options: report::page::Options,
     },
     /// Writes the series as mails with a cover letter, ready to be signed off and sent.
     #[command(after_help = "Example: cargo xtask series --out mails")]
@@ -197,19 +172,19 @@ enum Command {
     #[command(after_help = "Example: cargo xtask drift --out rebased")]
     Drift {
         #[command(flatten)]
-        options: drift::Options,
+        options: checks::drift::Options,
     },
     /// Builds and boots the series patch by patch, the option off and on.
     #[command(after_help = "Example: cargo xtask bisect --arch x86_64 --patch 13..15")]
     Bisect {
         #[command(flatten)]
-        options: bisect::Options,
+        options: checks::bisect::Options,
     },
     /// Has the kernel's own checkers look at the series' files: W=1, sparse, clippy, rustdoc, htmldocs.
     #[command(after_help = "Example: cargo xtask lint --arch all")]
     Lint {
         #[command(flatten)]
-        options: lint::Options,
+        options: checks::lint::Options,
     },
     /// Asks the kernel's memory model about every litmus test of the series.
     #[command(after_help = "Example: cargo xtask litmus")]
@@ -218,7 +193,7 @@ enum Command {
     #[command(after_help = "Example: cargo xtask mutants --arch arm64 --json mutants.json")]
     Mutants {
         #[command(flatten)]
-        options: mutants::Options,
+        options: checks::mutants::Options,
     },
 }
 
@@ -230,7 +205,7 @@ enum Bench {
         #[command(flatten)]
         kernel: Kernel,
         #[command(flatten)]
-        options: bench::Options,
+        options: bench::ipis::Options,
         /// Write every sample to FILE; without it, into results/.
         #[arg(long, value_name = "FILE")]
         json: Option<PathBuf>,
@@ -245,7 +220,7 @@ enum Bench {
         #[command(flatten)]
         kernel: Kernel,
         #[command(flatten)]
-        options: kernelbench::Options,
+        options: bench::kernel::Options,
         /// Write every sample to FILE; without it, into results/.
         #[arg(long, value_name = "FILE")]
         json: Option<PathBuf>,
@@ -256,7 +231,7 @@ enum Bench {
         #[command(flatten)]
         kernel: Kernel,
         #[command(flatten)]
-        options: paired::Options,
+        options: bench::paired::Options,
         /// Write every sample to FILE; without it, into results/.
         #[arg(long, value_name = "FILE")]
         json: Option<PathBuf>,
@@ -267,7 +242,7 @@ enum Bench {
         #[command(flatten)]
         kernel: Kernel,
         #[command(flatten)]
-        options: paired::Options,
+        options: bench::paired::Options,
         /// Write every sample to FILE; without it, into results/.
         #[arg(long, value_name = "FILE")]
         json: Option<PathBuf>,
@@ -286,7 +261,7 @@ struct Skip {
 #[derive(Args)]
 struct Guests {
     /// x86_64, arm64, s390, powerpc, riscv, um, a guest such as powerpc-hash, or all.
-    #[arg(long, default_value = arch::ALL, env = "ARCH", hide_env_values = true)]
+    #[arg(long, default_value = host::arch::ALL, env = "ARCH", hide_env_values = true)]
     arch: String,
 }
 
@@ -338,7 +313,7 @@ fn main() -> ExitCode {
 
 fn run(cli: Cli) -> Result<Exit> {
     let project = Project {
-        repo: project::repository(),
+        repo: kernel::workshop::repository(),
         cache: Cache::of_user()?,
         // `make LINUX=` passes an empty one.
         linux: cli.linux.filter(|dir| !dir.as_os_str().is_empty()),
@@ -349,17 +324,17 @@ fn run(cli: Cli) -> Result<Exit> {
             let skip = skip.skip;
             let selection = Selection { upto, skip };
             let (base, series) = (project.base()?, project.series()?);
-            tree::export(
+            series::git::export(
                 &project.cache,
                 &base,
                 &series,
                 &selection,
                 &out,
-                tree::Checkout::All,
+                series::git::Checkout::All,
             )?;
             println!("{}", out.display());
         }
-        Command::Import { from } => tree::import(&project.repo, &from)?,
+        Command::Import { from } => series::git::import(&project.repo, &from)?,
         Command::Apply { reverse } => {
             let dir = project.linux.as_ref().ok_or_else(|| {
                 fail(
@@ -368,12 +343,12 @@ fn run(cli: Cli) -> Result<Exit> {
                     "give it with --linux DIR (or `make apply LINUX=DIR`)",
                 )
             })?;
-            tree::apply(&project.series()?, dir, reverse)?;
+            series::git::apply(&project.series()?, dir, reverse)?;
         }
         Command::Build { kernel } => println!("{}", build(&project, &kernel)?.display()),
         Command::Boot { kernel, boot: args } => boot(&project, &kernel, &args)?,
         Command::Run { target } => {
-            return compare::run(&project, arch::find(&target.arch)?, &target.skip.skip)
+            return bench::run::run(&project, host::arch::find(&target.arch)?, &target.skip.skip)
         }
         Command::Test {
             guests,
@@ -385,9 +360,9 @@ fn run(cli: Cli) -> Result<Exit> {
             seconds,
             append,
         } => {
-            let plan = testing::Plan {
-                guests: arch::kinds(&guests.arch)?,
-                variants: testing::variants(&variant)?,
+            let plan = checks::stages::Plan {
+                guests: host::arch::kinds(&guests.arch)?,
+                variants: checks::stages::variants(&variant)?,
                 skip: &skip.skip,
                 stages: &stage,
                 policies: &policy,
@@ -395,7 +370,7 @@ fn run(cli: Cli) -> Result<Exit> {
                 seconds,
                 append: &append.words,
             };
-            return testing::run(&project, &plan);
+            return checks::stages::run(&project, &plan);
         }
         Command::Bench {
             bench:
@@ -406,7 +381,7 @@ fn run(cli: Cli) -> Result<Exit> {
                 }),
         } => {
             return with_kernel(&project, &kernel, |_, build| {
-                bench::run(&project, build, &options, json.as_deref())
+                bench::ipis::run(&project, build, &options, json.as_deref())
             });
         }
         Command::Bench {
@@ -417,7 +392,7 @@ fn run(cli: Cli) -> Result<Exit> {
                     json,
                 }),
         } => with_kernel(&project, &kernel, |_, build| {
-            kernelbench::run(&project, build, &options, json.as_deref())
+            bench::kernel::run(&project, build, &options, json.as_deref())
         })?,
         Command::Bench {
             bench:
@@ -427,7 +402,7 @@ fn run(cli: Cli) -> Result<Exit> {
                     json,
                 }),
         } => with_kernel(&project, &kernel, |shop, build| {
-            perfbench::run(&project, shop, build, &options, json.as_deref())
+            bench::perf::run(&project, shop, build, &options, json.as_deref())
         })?,
         Command::Bench {
             bench:
@@ -437,37 +412,37 @@ fn run(cli: Cli) -> Result<Exit> {
                     json,
                 }),
         } => with_kernel(&project, &kernel, |shop, build| {
-            exitbench::run(&project, shop, build, &options, json.as_deref())
+            bench::exit::run(&project, shop, build, &options, json.as_deref())
         })?,
         Command::Bench { bench: None } => return bench_everything(project.linux.as_deref()),
         Command::Lab { options } => lab::run(&project, &options)?,
-        Command::Neighbours { options } => return neighbours::run(&project, &options),
-        Command::Report { options } => results::run(&project, &options)?,
+        Command::Neighbours { options } => return checks::neighbours::run(&project, &options),
+        Command::Report { options } => report::page::run(&project, &options)?,
         Command::Series { out } => {
             let (base, series) = (project.base()?, project.series()?);
-            for thread in mail::export(&project.cache, &base, &series, &out)? {
+            for thread in series::mail::export(&project.cache, &base, &series, &out)? {
                 for mail in thread.cover.iter().chain(&thread.patches) {
                     println!("{}", mail.display());
                 }
-                println!("{}", mail::recipients(&base, &thread)?.display());
+                println!("{}", series::mail::recipients(&base, &thread)?.display());
             }
         }
         Command::Tidy => {
             let mut recorder = Recorder::default();
-            recorder.stage("tidy", || tidy::cases(&project));
+            recorder.stage("tidy", || checks::tidy::cases(&project));
             return Ok(recorder.finish());
         }
-        Command::Lint { options } => return lint::run(&project, &options),
+        Command::Lint { options } => return checks::lint::run(&project, &options),
         Command::Litmus => {
             // Before the stage: having no test, or no herd7, has an exit code of its own.
-            let cases = litmus::cases(&project)?;
+            let cases = checks::litmus::cases(&project)?;
             let mut recorder = Recorder::default();
             recorder.stage("litmus", || Ok(cases));
             return Ok(recorder.finish());
         }
-        Command::Drift { options } => return drift::run(&project, &options),
-        Command::Bisect { options } => return bisect::run(&project, &options),
-        Command::Mutants { options } => return mutants::run(&project, &options),
+        Command::Drift { options } => return checks::drift::run(&project, &options),
+        Command::Bisect { options } => return checks::bisect::run(&project, &options),
+        Command::Mutants { options } => return checks::mutants::run(&project, &options),
     }
     Ok(Exit::Ok)
 }
@@ -501,9 +476,9 @@ fn bench_everything(linux: Option<&Path>) -> Result<Exit> {
 }
 
 fn setup(project: &Project, guests: &Guests) -> Result<()> {
-    let arches = arch::of_kinds(&arch::kinds(&guests.arch)?);
-    setup::ask_again(&project.cache);
-    let tools = setup::ensure(&project.cache, &arches)?;
+    let arches = host::arch::of_kinds(&host::arch::kinds(&guests.arch)?);
+    host::tools::ask_again(&project.cache);
+    let tools = host::tools::ensure(&project.cache, &arches)?;
     let base = project.base()?;
     println!(
         "ready: Linux {}, clang {}, rustc {}, bindgen {}",
@@ -526,7 +501,7 @@ fn with_kernel<T>(
     kernel: &Kernel,
     work: impl FnOnce(&Workshop<'_>, &Build<'_>) -> Result<T>,
 ) -> Result<T> {
-    let arch = arch::find(&kernel.target.arch)?;
+    let arch = host::arch::find(&kernel.target.arch)?;
     let shop = project.workshop(&kernel.target.skip.skip, &[arch])?;
     let build = shop.build(arch, &kernel.variant)?;
     work(&shop, &build)
@@ -537,12 +512,12 @@ fn build(project: &Project, kernel: &Kernel) -> Result<PathBuf> {
 }
 
 fn boot(project: &Project, kernel: &Kernel, args: &BootArgs) -> Result<()> {
-    let arch = arch::find(&kernel.target.arch)?;
+    let arch = host::arch::find(&kernel.target.arch)?;
     // Checked before the build, which takes minutes.
     let given = match &args.init {
         Some(file) => {
             let program = GuestFile::program("init", file)?;
-            guest::check_init(&program.bytes, file, arch)?;
+            guest::machine::check_init(&program.bytes, file, arch)?;
             Some(program)
         }
         None => None,
@@ -552,7 +527,7 @@ fn boot(project: &Project, kernel: &Kernel, args: &BootArgs) -> Result<()> {
     let own = dir.path().join("initramfs");
     let initramfs: &Path = match given {
         Some(program) => {
-            guest::write_initramfs(&own, &[program])?;
+            guest::machine::write_initramfs(&own, &[program])?;
             &own
         }
         None => &project.guest_initramfs(arch, "run-init")?,
@@ -562,11 +537,11 @@ fn boot(project: &Project, kernel: &Kernel, args: &BootArgs) -> Result<()> {
         smp: args.smp,
         append: &args.append.words,
         timeout: limit,
-        silence: guest::SILENCE.min(limit),
+        silence: guest::machine::SILENCE.min(limit),
         echo: true,
         ..Guest::of(
             arch,
-            guest::accelerator(&project.cache, arch, &image)?,
+            guest::machine::accelerator(&project.cache, arch, &image)?,
             &image,
             initramfs,
             project

@@ -1,0 +1,8 @@
+//! `bench` and `run`: what is measured.
+
+pub mod exit;
+pub mod ipis;
+pub mod kernel;
+pub mod paired;
+pub mod perf;
+pub mod run;

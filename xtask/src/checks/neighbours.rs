@@ -1,0 +1,405 @@
+//! `neighbours`: the kernel's own selftests of what lazy TLB is close to, without the series and under
+//! each policy. They know nothing of it, so all must come to the same.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use clap::Args;
+use comfy_table::Table;
+use serde::Serialize;
+
+use crate::guest::console::Report;
+use crate::guest::ktap;
+use crate::guest::machine::{self, Guest, GuestFile};
+use crate::host::arch::{self, Arch};
+use crate::host::failure::{fail, Exit};
+use crate::host::policy;
+use crate::host::sh;
+use crate::kernel::build::{self, Build};
+use crate::kernel::workshop::{Project, Workshop};
+use crate::results::case::{Case, Status};
+
+/// The programs: those that build as one static program and need no shell. Each is a folder of
+/// tools/testing/selftests, and the sources in it, the first of which names it.
+const PROGRAMS: [(&str, &[&str]); 12] = [
+    ("membarrier", &["membarrier_test_single_thread"]),
+    ("membarrier", &["membarrier_test_multi_thread"]),
+    ("rseq", &["basic_test", "rseq"]),
+    (PARAM_TEST.0, &[PARAM_TEST.1, "rseq"]),
+    ("rseq", &["syscall_errors_test", "rseq"]),
+    ("sched", &["cs_prctl_test"]),
+    ("mm", &["map_fixed_noreplace"]),
+    ("mm", &["mremap_dontunmap"]),
+    ("mm", &["madv_populate", "vm_util"]),
+    ("mm", &["droppable"]),
+    ("mm", &["on-fault-limit"]),
+    ("mm", &["mrelease_test", "vm_util"]),
+];
+/// One of these that has several tests to choose from, and is too long for an emulator with the
+/// arguments of its own script.
+const PARAM_TEST: (&str, &str) = ("rseq", "param_test");
+/// Its arguments: spinlock, list, buffer, increment, and membarrier.
+const PARAMS: [&str; 5] = ["-T s", "-T l", "-T b", "-T i", "-T r"];
+/// Repetitions and threads.
+const PARAM_SIZE: &str = "-r 100 -t 8";
+/// A selftest that is a shell script: its folder and its name.
+const SCRIPT: (&str, &str) = ("cpu-hotplug", "cpu-on-off-test");
+/// The shell that it runs in, with all the commands that it needs.
+const BUSYBOX: &str = "/bin/busybox";
+/// Seconds of scftorture, after the ten that it waits at first.
+const SCF_SECONDS: u64 = 40;
+/// The tests of rseq register by themselves.
+const OWN_RSEQ: &str = "GLIBC_TUNABLES=glibc.pthread.rseq=0";
+/// Keeps it from starting.
+const NO_SCF: &str = "initcall_blacklist=scf_torture_init";
+/// Where the column without the series has its name.
+const BASE: &str = "base tree";
+
+/// Where they run.
+#[derive(Args)]
+pub struct Options {
+    /// x86_64, arm64, s390 or powerpc.
+    #[arg(long, default_value = "x86_64", env = "ARCH", hide_env_values = true)]
+    arch: String,
+    /// Leave out the kernel without the series, which has to be built.
+    #[arg(long)]
+    without_base: bool,
+    /// Write what came of each case to FILE.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+/// What came of each case, by column.
+#[derive(Default, Serialize)]
+struct Results {
+    columns: Vec<String>,
+    cases: BTreeMap<String, Vec<Option<Status>>>,
+}
+
+impl Results {
+    fn add(&mut self, column: &str, cases: Vec<Case>) {
+        self.columns.push(column.into());
+        for case in cases {
+            let row = self.cases.entry(case.name).or_default();
+            row.resize(self.columns.len() - 1, None);
+            row.push(Some(case.status));
+        }
+        for row in self.cases.values_mut() {
+            row.resize(self.columns.len(), None);
+        }
+    }
+
+    /// The cases that did not come to the same everywhere.
+    fn different(&self) -> Vec<&str> {
+        let differs = |row: &&Vec<Option<Status>>| row.iter().any(|status| *status != row[0]);
+        let rows = self.cases.iter().filter(|(_, row)| differs(row));
+        rows.map(|(name, _)| name.as_str()).collect()
+    }
+
+    /// How many passed, failed and were skipped in each program, and each case that differs.
+    fn table(&self) -> String {
+        let mut table = Table::new();
+        table.load_preset(comfy_table::presets::ASCII_MARKDOWN);
+        let columns = self.columns.iter().map(String::as_str);
+        table.set_header(["passed, failed, skipped"].into_iter().chain(columns));
+        let program = |name: &str| name.split('/').take(2).collect::<Vec<_>>().join("/");
+        let mut counts: BTreeMap<String, Vec<[usize; 3]>> = BTreeMap::new();
+        for (name, row) in &self.cases {
+            let empty = || vec![[0; 3]; self.columns.len()];
+            let count = counts.entry(program(name)).or_insert_with(empty);
+            for (count, status) in count.iter_mut().zip(row) {
+                match status {
+                    Some(Status::Pass) => count[0] += 1,
+                    Some(Status::Fail) => count[1] += 1,
+                    Some(Status::Skip) => count[2] += 1,
+                    None => (),
+                }
+            }
+        }
+        for (name, row) in counts {
+            let cell =
+                |[passed, failed, skipped]: [usize; 3]| format!("{passed}, {failed}, {skipped}");
+            table.add_row([name].into_iter().chain(row.into_iter().map(cell)));
+        }
+        for name in self.different() {
+            let cell = |status: &Option<Status>| {
+                status.map_or("missing".into(), |s| format!("{s:?}").to_lowercase())
+            };
+            let cells = self.cases[name].iter().map(cell);
+            table.add_row([format!("differs: {name}")].into_iter().chain(cells));
+        }
+        table.to_string()
+    }
+}
+
+/// Compiles a program with the tree's own headers.
+fn compile(
+    shop: &Workshop<'_>,
+    build: &Build<'_>,
+    suite: &str,
+    sources: &[&str],
+) -> Result<PathBuf> {
+    let tests = shop.tree.join("tools/testing/selftests");
+    let out = build.out.join("neighbours");
+    std::fs::create_dir_all(&out)?;
+    let program = out.join(format!("{suite}.{}", sources[0]));
+    let mut gcc = Command::new(build.arch.gcc);
+    gcc.args(["-static", "-O2", "-pthread", "-D_GNU_SOURCE", "-w", "-o"])
+        .arg(&program);
+    for dir in [
+        tests.join(suite),
+        tests.clone(),
+        shop.tree.join("tools/include"),
+    ] {
+        gcc.arg("-I").arg(dir);
+    }
+    let header = |name: &str| shop.tree.join(format!("tools/arch/{name}/include"));
+    let own = match build.arch.name {
+        "x86_64" => header("x86"),
+        name => header(name),
+    };
+    gcc.arg("-I")
+        .arg(own)
+        .arg("-isystem")
+        .arg(build.out.join("usr/include"));
+    for source in sources {
+        gcc.arg(tests.join(suite).join(format!("{source}.c")));
+    }
+    for name in build::FOREIGN {
+        gcc.env_remove(name);
+    }
+    let log = out.join(format!("{}.log", sources[0]));
+    sh::logged(
+        &gcc,
+        &log,
+        Exit::Build,
+        "the compiler's message is in the log",
+        |_| (),
+    )?;
+    Ok(program)
+}
+
+/// The script as a program of the guest, with a shell, where this machine has one for it.
+fn script(tree: &Path, arch: &Arch) -> Result<std::result::Result<[GuestFile; 2], String>> {
+    let (suite, name) = SCRIPT;
+    let without = |why: &str| Ok(Err(format!("{suite} is left out: {why}")));
+    if arch.machine_name != std::env::consts::ARCH {
+        return without("it needs a shell, and busybox-static is of this machine's architecture");
+    }
+    let busybox = Path::new(BUSYBOX);
+    let Ok(bytes) = std::fs::read(busybox) else {
+        return without("no /bin/busybox; install busybox-static");
+    };
+    if machine::check_init(&bytes, busybox, arch).is_err() {
+        return without("/bin/busybox is not static; install busybox-static");
+    }
+    let path = tree.join(format!("tools/testing/selftests/{suite}/{name}.sh"));
+    let text =
+        std::fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
+    let (_, rest) = text.split_once('\n').unwrap_or_default();
+    Ok(Ok([
+        GuestFile {
+            path: BUSYBOX.trim_start_matches('/').into(),
+            bytes,
+        },
+        GuestFile {
+            path: format!("tests/{suite}.{name}"),
+            bytes: format!("#!{BUSYBOX} ash\n{rest}").into_bytes(),
+        },
+    ]))
+}
+
+/// A kernel, and what is the same each time that it is booted.
+struct Subject<'a> {
+    project: &'a Project,
+    tree: &'a Path,
+    arch: &'static Arch,
+    accel: &'a str,
+    image: PathBuf,
+}
+
+impl Subject<'_> {
+    fn boot(
+        &self,
+        initramfs: &Path,
+        policy: &str,
+        append: &str,
+        log: &str,
+        silence: Duration,
+    ) -> Result<Report> {
+        let append = format!("lazy_tlb={policy} {} {append}", machine::NO_KUNIT);
+        let log = format!("log/neighbours-{}-{policy}{log}.log", self.arch.name);
+        let report = Guest {
+            append: &append,
+            timeout: Duration::from_secs(1800),
+            silence,
+            ..Guest::of(
+                self.arch,
+                self.accel,
+                &self.image,
+                initramfs,
+                self.project.cache.path(log),
+            )
+        }
+        .boot()?;
+        report.check_cpus()?;
+        Ok(report)
+    }
+
+    /// The selftests.
+    fn tests(&self, initramfs: &Path, policy: &str) -> Result<Vec<Case>> {
+        let append = format!("{NO_SCF} {OWN_RSEQ} LAZY_TLB_TEST_TIMEOUT=600");
+        let report = self.boot(initramfs, policy, &append, "", machine::SILENCE)?;
+        let mut cases = ktap::results(self.tree, &report.text)?;
+        // No suite of KUnit's runs here.
+        cases.retain(|case| case.name != ktap::KUNIT);
+        cases.push(Case::of("end", report.check_end()));
+        cases.push(Case::of("no warnings", report.check_warnings()));
+        Ok(cases)
+    }
+
+    /// scftorture, which switches the machine off.
+    fn torture(&self, initramfs: &Path, policy: &str) -> Result<Vec<Case>> {
+        let append = format!(
+            "LAZY_TLB_WAIT=1 scftorture.shutdown_secs={}",
+            SCF_SECONDS + 10
+        );
+        // It says nothing until its end. x86_64 without PCI knows no way to switch itself off after that.
+        let silence = Duration::from_secs(2 * SCF_SECONDS);
+        let report = self.boot(initramfs, policy, &append, "-scf", silence)?;
+        Ok(vec![
+            Case::of("scftorture/end of test", tortured(&report.text)),
+            Case::of("scftorture/no warnings", report.check_warnings()),
+        ])
+    }
+}
+
+/// What scftorture says at the end.
+fn tortured(console: &str) -> Result<()> {
+    let said = console
+        .lines()
+        .find_map(|line| line.split_once("End of test: "));
+    match said {
+        Some((_, rest)) if rest.starts_with("SUCCESS") => Ok(()),
+        Some((_, rest)) => anyhow::bail!("it says {}", rest.trim()),
+        None => anyhow::bail!("it did not come to its end"),
+    }
+}
+
+/// `neighbours` itself.
+pub fn run(project: &Project, options: &Options) -> Result<Exit> {
+    let arch = arch::find(&options.arch)?;
+    let shop = project.workshop(&[], &[arch])?;
+    let build = shop.build(arch, "neighbours")?;
+    let image = build.image()?;
+    let accel = machine::accelerator(&project.cache, arch, &image)?;
+    build.targets(&["headers"])?;
+    let init = project.guest_program(arch, "test-init")?;
+    let mut files = vec![GuestFile::program("init", &init)?];
+    for (suite, sources) in PROGRAMS {
+        let program = compile(&shop, &build, suite, sources)?;
+        let name = format!("tests/{suite}.{}", sources[0]);
+        let names = match (suite, sources[0]) == PARAM_TEST {
+            true => Vec::from(PARAMS.map(|which| format!("{name} {which} {PARAM_SIZE}"))),
+            false => vec![name],
+        };
+        for name in names {
+            files.push(GuestFile::program(name, &program)?);
+        }
+    }
+    match script(&shop.tree, arch)? {
+        Ok(script) => files.extend(script),
+        Err(why) => println!("{why}"),
+    }
+    let initramfs = build.out.join("neighbours.cpio");
+    machine::write_initramfs(&initramfs, &files)?;
+    let alive = project.guest_initramfs(arch, "alive-init")?;
+    let subject = |image: &Path| Subject {
+        project,
+        tree: &shop.tree,
+        arch,
+        accel: &accel,
+        image: image.into(),
+    };
+    let mut columns = Vec::new();
+    if !options.without_base {
+        let base = shop.build_base(arch, "neighbours-plain")?.image()?;
+        columns.push((BASE, "none", subject(&base)));
+    }
+    columns.extend(policy::ALL.map(|policy| (policy, policy, subject(&image))));
+    let mut results = Results::default();
+    for (column, policy, subject) in columns {
+        let mut cases = subject.tests(&initramfs, policy)?;
+        cases.extend(subject.torture(&alive, policy)?);
+        results.add(column, cases);
+    }
+    println!("\n{}\n", results.table());
+    if let Some(path) = &options.json {
+        let text = serde_json::to_string_pretty(&results)?;
+        sh::write_whole(path, text.as_bytes())?;
+    }
+    let different = results.different();
+    if results.cases.is_empty() {
+        let remedy = "look at the console in the cache's log/";
+        return Err(fail(Exit::NoTests, "no test reported", remedy));
+    }
+    if !different.is_empty() {
+        println!("verdict: FAIL ({} cases differ)", different.len());
+        return Ok(Exit::Failed);
+    }
+    println!(
+        "verdict: PASS ({} cases, the same everywhere)",
+        results.cases.len()
+    );
+    Ok(Exit::Ok)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn torture_is_over_when_it_says_so() {
+        let said = |what: &str| format!("[ 1.0] scftorture: ---  End of test: {what} nthreads=4\n");
+        assert!(tortured(&said("SUCCESS")).is_ok());
+        let failed = tortured(&said("FAILURE")).unwrap_err().to_string();
+        assert!(failed.contains("FAILURE"), "{failed}");
+        assert!(tortured("[ 1.0] scftorture: verbose=0\n").is_err());
+    }
+
+    #[test]
+    fn what_differs_is_named_and_the_rest_counted() {
+        let mut results = Results::default();
+        let both = || {
+            vec![
+                Case::passed("kselftest/a/1"),
+                Case::skipped("kselftest/a/2"),
+            ]
+        };
+        results.add("base tree", both());
+        results.add("shootdown", both());
+        assert!(results.different().is_empty());
+        assert!(
+            results
+                .table()
+                .contains("| kselftest/a             | 1, 0, 1"),
+            "{}",
+            results.table()
+        );
+        results.add(
+            "handover",
+            vec![Case::failed("kselftest/a/1", "no"), Case::passed("new")],
+        );
+        assert_eq!(
+            results.different(),
+            ["kselftest/a/1", "kselftest/a/2", "new"]
+        );
+        let table = results.table();
+        for cell in ["differs: kselftest/a/1", "fail", "missing"] {
+            assert!(table.contains(cell), "{table}");
+        }
+    }
+}

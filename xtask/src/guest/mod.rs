@@ -1,0 +1,5 @@
+//! What boots a kernel, and what its console says.
+
+pub mod console;
+pub mod ktap;
+pub mod machine;

@@ -1,0 +1,4 @@
+//! Kernels, and what else is built of a tree.
+
+pub mod build;
+pub mod workshop;

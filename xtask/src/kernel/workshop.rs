@@ -1,0 +1,231 @@
+//! What the commands share: this repository, the cache, the base tree, and what is built of them.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::Result;
+
+use crate::guest::machine::{self, GuestFile};
+use crate::host::arch::Arch;
+use crate::host::cache::{Cache, Part};
+use crate::host::failure::Exit;
+use crate::host::sh;
+use crate::host::tools::{self, Tools};
+use crate::kernel::build::{Build, Source};
+use crate::series::base::{self, Base};
+use crate::series::git;
+use crate::series::patch::{Selection, Series};
+
+/// The command line's surroundings.
+pub struct Project {
+    /// This repository.
+    pub repo: PathBuf,
+    /// The cache.
+    pub cache: Cache,
+    /// `--linux DIR`.
+    pub linux: Option<PathBuf>,
+}
+
+/// Everything that a kernel build needs, found or made.
+pub struct Workshop<'a> {
+    project: &'a Project,
+    /// The tools.
+    pub tools: Tools,
+    /// The base tree.
+    pub base: Base,
+    /// The series.
+    pub series: Series,
+    /// Which part of it.
+    pub selection: Selection,
+    /// The patched tree.
+    pub tree: PathBuf,
+}
+
+impl Project {
+    /// The series in this repository.
+    pub fn series(&self) -> Result<Series> {
+        Series::load(&self.repo)
+    }
+
+    /// The base tree, fetched where needed.
+    pub fn base(&self) -> Result<Base> {
+        base::find(&self.cache, self.linux.as_deref())
+    }
+
+    /// Tools for some architectures, base tree and patched tree.
+    pub fn workshop(&self, skip: &[String], arches: &[&Arch]) -> Result<Workshop<'_>> {
+        let tools = tools::ensure(&self.cache, arches)?;
+        let base = self.base()?;
+        let series = self.series()?;
+        let selection = Selection {
+            upto: None,
+            skip: skip.to_vec(),
+        };
+        let tree = git::patched(&self.cache, &base, &series, &selection)?;
+        Ok(Workshop {
+            project: self,
+            tools,
+            base,
+            series,
+            selection,
+            tree,
+        })
+    }
+
+    /// Compiles a first process of `guest/` as a static program.
+    pub fn guest_program(&self, arch: &Arch, name: &str) -> Result<PathBuf> {
+        let dir = self.cache.dir(format!("guest/{}", arch.name))?;
+        let program = dir.join(name);
+        let mut gcc = Command::new(arch.gcc);
+        // Several guests may be made ready at once: the program appears when it is whole.
+        let part = tempfile::NamedTempFile::new_in(&dir)?.into_temp_path();
+        gcc.args(["-static", "-O2", "-Wall", "-Wextra", "-pthread", "-o"])
+            .arg(&part);
+        gcc.arg(self.repo.join("guest").join(format!("{name}.c")));
+        let log = dir.join(format!("{name}.log"));
+        let remedy = "the compiler's message is in the log";
+        sh::logged(&gcc, &log, Exit::Build, remedy, |_| ())?;
+        part.persist(&program)?;
+        Ok(program)
+    }
+
+    /// An initramfs with nothing but such a first process.
+    pub fn guest_initramfs(&self, arch: &Arch, name: &str) -> Result<PathBuf> {
+        let program = self.guest_program(arch, name)?;
+        let initramfs = program.with_extension("cpio");
+        machine::write_initramfs(&initramfs, &[GuestFile::program("init", &program)?])?;
+        Ok(initramfs)
+    }
+}
+
+impl Workshop<'_> {
+    /// A build of the patched tree.
+    pub fn build<'b>(&'b self, arch: &'static Arch, variant: &'b str) -> Result<Build<'b>> {
+        let suffix = self.selection.suffix();
+        self.build_of(&self.selection, &suffix, self.tree.clone(), arch, variant)
+    }
+
+    /// A build of the base tree as it is.
+    pub fn build_base<'b>(&'b self, arch: &'static Arch, variant: &'b str) -> Result<Build<'b>> {
+        self.build_upto(0, arch, variant)
+    }
+
+    /// A build of the base tree with the fixes that the series begins with: what comes before
+    /// lazy_tlb.h.
+    pub fn build_fixed<'b>(&'b self, arch: &'static Arch, variant: &'b str) -> Result<Build<'b>> {
+        let header = Path::new("include/linux/lazy_tlb.h");
+        let mut patches = self.series.patches.iter();
+        let fixes = patches.position(|p| p.entry.adds.iter().any(|file| file == header));
+        self.build_upto(fixes.unwrap_or(0), arch, variant)
+    }
+
+    fn build_upto<'b>(
+        &'b self,
+        upto: usize,
+        arch: &'static Arch,
+        variant: &'b str,
+    ) -> Result<Build<'b>> {
+        let none = Selection {
+            upto: Some(upto),
+            skip: Vec::new(),
+        };
+        let tree = git::patched(&self.project.cache, &self.base, &self.series, &none)?;
+        self.build_of(&none, &none.suffix(), tree, arch, variant)
+    }
+
+    /// A build of the tree that goes through the series, after so many patches. Only after the last
+    /// one does it have to have every symbol that the series brings.
+    pub fn build_step<'b>(
+        &'b self,
+        upto: usize,
+        tree: PathBuf,
+        arch: &'static Arch,
+        variant: &'b str,
+    ) -> Result<Build<'b>> {
+        let selection = Selection {
+            upto: Some(upto),
+            skip: Vec::new(),
+        };
+        let build = self.build_of(&selection, git::STEPPED, tree, arch, variant)?;
+        Ok(match upto < self.series.patches.len() {
+            true => build.without(self.series.symbols()),
+            false => build,
+        })
+    }
+
+    fn build_of<'b>(
+        &'b self,
+        selection: &Selection,
+        suffix: &str,
+        tree: PathBuf,
+        arch: &'static Arch,
+        variant: &'b str,
+    ) -> Result<Build<'b>> {
+        self.project.cache.lock(Part::Trees)?;
+        self.project.cache.need_space(3, "a kernel build")?;
+        let series = self.series.select(selection)?;
+        Build::new(
+            &self.project.cache,
+            &self.tools,
+            self.source(suffix, tree),
+            &series,
+            arch,
+            variant,
+        )
+    }
+
+    /// A build of the patched tree for a person's own configuration, in a folder of its own.
+    pub fn build_own(&self, arch: &'static Arch, out: PathBuf) -> Result<Build<'_>> {
+        self.project.cache.lock(Part::Trees)?;
+        let source = self.source(&self.selection.suffix(), self.tree.clone());
+        Build::own(&self.project.cache, &self.tools, source, arch, out)
+    }
+
+    fn source(&self, suffix: &str, tree: PathBuf) -> Source {
+        Source {
+            tree,
+            id: format!("{}{suffix}", self.base.id),
+            origin: self.base.origin,
+            repo: self.project.repo.clone(),
+        }
+    }
+
+    /// Builds the selftests with their own Makefile and returns the programs.
+    ///
+    /// They are kept with a kernel, for which they are; several may be built at once.
+    pub fn selftests(&self, kernel: &Build<'_>) -> Result<Vec<PathBuf>> {
+        let arch = kernel.arch;
+        let out = kernel.out.join("selftests");
+        // What an older series built must not be run.
+        if out.exists() {
+            std::fs::remove_dir_all(&out)?;
+        }
+        std::fs::create_dir_all(&out)?;
+        let mut make = Command::new("make");
+        make.arg("-C")
+            .arg(self.tree.join("tools/testing/selftests/lazy_tlb"));
+        make.arg(format!("OUTPUT={}", out.display()));
+        make.arg(format!("CC={}", arch.gcc))
+            .arg("USERLDFLAGS=-static");
+        for name in crate::kernel::build::FOREIGN {
+            make.env_remove(name);
+        }
+        let log = kernel.out.join("selftests.log");
+        let remedy = "the compiler's message is in the log";
+        sh::logged(&make, &log, Exit::Build, remedy, |_| ())?;
+        let mut programs: Vec<PathBuf> = std::fs::read_dir(&out)?
+            .flatten()
+            .map(|entry| entry.path())
+            .filter(|path| path.is_file() && path.extension().is_none())
+            .collect();
+        programs.sort();
+        Ok(programs)
+    }
+}
+
+/// The repository: cargo says where this crate is.
+pub fn repository() -> PathBuf {
+    let own = std::env::var_os("CARGO_MANIFEST_DIR")
+        .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")), PathBuf::from);
+    own.parent().map_or(own.clone(), Path::to_path_buf)
+}

@@ -1,0 +1,3 @@
+//! `report`: tables and plots of what was measured.
+
+pub mod page;

@@ -1,0 +1,877 @@
+//! Patched kernel trees: one in the cache to build from, and git trees with a commit per patch.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io::{BufWriter, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use anyhow::{ensure, Context, Result};
+use walkdir::WalkDir;
+
+use crate::host::cache::{Cache, Part};
+use crate::host::failure::{fail, Exit};
+use crate::host::sh::{self, Progress};
+use crate::series::base::{Base, Origin};
+use crate::series::patch::{
+    assemble, changed, combined, on_top, Changes, Content, Entry, Patch, Selection, Series, Step,
+};
+
+/// Who the generated commits are by: nobody in particular.
+pub const IDENTITY: &str = "Lazy TLB <lazy-tlb@localhost>";
+/// 2026-01-01; a fixed date makes commit ids reproducible.
+const EPOCH: u64 = 1_767_225_600;
+/// Roughly how many files a kernel tree has, for progress.
+const FILES: u64 = 96_000;
+
+/// What the names end with of the tree in [`stepped`], and of what is built of it.
+pub const STEPPED: &str = "-bisect";
+
+/// The branch of a generated tree.
+const BRANCH: &str = "lazy-tlb";
+
+/// Brings the cache's patched tree up to date and returns where it is.
+///
+/// Only files whose content differs are written, so kbuild stays incremental.
+pub fn patched(
+    cache: &Cache,
+    base: &Base,
+    series: &Series,
+    selection: &Selection,
+) -> Result<PathBuf> {
+    let wanted = series.changes(&base.dir, selection)?;
+    hold(cache, base, &selection.suffix(), &wanted)
+}
+
+/// The same with all that the series changes and a mutant, which the next [`patched`] takes out
+/// again.
+pub fn mutated(cache: &Cache, base: &Base, all: &Changes, mutant: &Patch) -> Result<PathBuf> {
+    let mut wanted = all.clone();
+    wanted.extend(on_top(&base.dir, all, mutant)?);
+    hold(cache, base, &Selection::default().suffix(), &wanted)
+}
+
+/// The tree that goes through the series patch by patch, with what the patches so far change.
+pub fn stepped(cache: &Cache, base: &Base, wanted: &Changes) -> Result<PathBuf> {
+    hold(cache, base, STEPPED, wanted)
+}
+
+/// Makes the cache's tree of that suffix hold the base with the wanted changes.
+fn hold(cache: &Cache, base: &Base, suffix: &str, wanted: &Changes) -> Result<PathBuf> {
+    cache.lock(Part::Trees)?;
+    let name = format!("{}{suffix}", base.id);
+    let dir = cache.path("tree").join(&name);
+    let record = cache.path("tree").join(format!("{name}.patched"));
+    let stamp = cache.path("tree").join(format!("{name}.stamp"));
+    let patched_before: BTreeSet<PathBuf> = fs::read_to_string(&record)
+        .unwrap_or_default()
+        .lines()
+        .map(PathBuf::from)
+        .collect();
+    let patched_now: BTreeSet<PathBuf> = wanted.keys().cloned().collect();
+    let patched: BTreeSet<_> = patched_before.union(&patched_now).cloned().collect();
+    // Written before the files are: after an interruption they are all looked at again.
+    let lines: String = patched
+        .iter()
+        .map(|p| format!("{}\n", p.display()))
+        .collect();
+    sh::write_whole(&record, lines.as_bytes())?;
+
+    // A downloaded base never changes; a person's own tree may.
+    if base.origin == Origin::User || !stamp.exists() {
+        cache.need_space(3, "a kernel tree")?;
+        mirror(&base.dir, &dir, &patched)?;
+        sh::write_whole(&stamp, b"")?;
+    }
+    for path in &patched {
+        let content = changed(&base.dir, wanted, path)?;
+        update(&dir.join(path), content.as_ref())?;
+    }
+    Ok(dir)
+}
+
+/// Makes one file what it should be, touching it only where it differs.
+fn update(path: &Path, content: Option<&Content>) -> Result<()> {
+    let present = Content::read(path)?;
+    match content {
+        Some(content) if present.as_ref() != Some(content) => content.write(path),
+        None if present.is_some() => {
+            fs::remove_file(path).with_context(|| format!("removing {}", path.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The files of a tree, with relative paths: what git says where it is a git tree.
+pub fn files_of(dir: &Path) -> Result<BTreeSet<PathBuf>> {
+    if dir.join(".git").exists() {
+        let mut git = sh::git(dir);
+        git.args([
+            "ls-files",
+            "-z",
+            "--cached",
+            "--others",
+            "--exclude-standard",
+        ]);
+        let output = git.output().context("failed to run git")?;
+        ensure!(
+            output.status.success(),
+            "git ls-files failed in {}",
+            dir.display()
+        );
+        let names = output.stdout.split(|byte| *byte == 0);
+        return Ok(names
+            .filter(|name| !name.is_empty())
+            .map(|name| PathBuf::from(std::ffi::OsStr::from_bytes(name)))
+            .filter(|path| dir.join(path).symlink_metadata().is_ok())
+            .collect());
+    }
+    let mut files = BTreeSet::new();
+    for entry in WalkDir::new(dir) {
+        let entry = entry?;
+        if !entry.file_type().is_dir() {
+            files.insert(entry.path().strip_prefix(dir)?.to_owned());
+        }
+    }
+    Ok(files)
+}
+
+/// Makes `to` a copy of `from`, except for the paths in `but`; hard links where it can.
+///
+/// Nothing ever writes into a file of such a tree: a changed file is a new one, renamed over it.
+fn mirror(from: &Path, to: &Path, but: &BTreeSet<PathBuf>) -> Result<()> {
+    println!("copying {} to {}", from.display(), to.display());
+    let mut progress = Progress::counted("files", FILES);
+    let wanted = files_of(from)?;
+    for path in wanted.difference(but) {
+        let (source, target) = (from.join(path), to.join(path));
+        let meta = source.symlink_metadata()?;
+        let same = target.symlink_metadata().is_ok_and(|there| {
+            (there.len(), there.mtime(), there.mtime_nsec(), there.mode())
+                == (meta.len(), meta.mtime(), meta.mtime_nsec(), meta.mode())
+        });
+        progress.tick("");
+        if same {
+            continue;
+        }
+        fs::create_dir_all(target.parent().context("a file has a folder")?)?;
+        if target.symlink_metadata().is_ok() {
+            fs::remove_file(&target)?;
+        }
+        if meta.is_symlink() {
+            std::os::unix::fs::symlink(fs::read_link(&source)?, &target)?;
+        } else if fs::hard_link(&source, &target).is_err() {
+            fs::copy(&source, &target).with_context(|| format!("writing {}", target.display()))?;
+            let copy = fs::File::open(&target)?;
+            copy.set_modified(meta.modified()?)?;
+        }
+    }
+    for gone in files_of(to)?.difference(&wanted) {
+        if !but.contains(gone) {
+            fs::remove_file(to.join(gone))?;
+        }
+    }
+    Ok(())
+}
+
+/// Writes what the series touches of a tree, and the Makefile that says which tree it is.
+pub fn touched(from: &Path, series: &Series, to: &Path) -> Result<()> {
+    let touched = series.patches.iter().flat_map(|patch| patch.touches());
+    for path in touched.chain([PathBuf::from("Makefile")]) {
+        if let Some(content) = Content::read(&from.join(&path))? {
+            content.write(&to.join(&path))?;
+        }
+    }
+    Ok(())
+}
+
+/// Which files of an exported tree are checked out.
+pub enum Checkout {
+    /// None; its commits are what is wanted.
+    Nothing,
+    /// Only what the series touches.
+    Touched,
+    /// Every file.
+    All,
+}
+
+/// Makes a git repository with a commit for the base and one for each patch.
+pub fn export(
+    cache: &Cache,
+    base: &Base,
+    series: &Series,
+    selection: &Selection,
+    out: &Path,
+    checkout: Checkout,
+) -> Result<()> {
+    if out.exists() && fs::read_dir(out).map_or(true, |mut dir| dir.next().is_some()) {
+        return Err(fail(
+            Exit::Usage,
+            format!("{} exists and is not an empty folder", out.display()),
+            "name a folder that is not there yet",
+        ));
+    }
+    let patches = series.select(selection)?;
+    let steps = assemble(&base.dir, &series.repo, &patches, false)?;
+    cache.lock(Part::Git)?;
+    cache.need_space(3, "a kernel tree with its git objects")?;
+    let git_dir = repository(cache, base)?;
+    let tip = commit(&git_dir, base, &steps)?;
+
+    // Made under another name, so that an interrupted run leaves no half tree at `out`.
+    let mut part = out.as_os_str().to_owned();
+    part.push(".part");
+    let part = PathBuf::from(part);
+    if part.exists() {
+        fs::remove_dir_all(&part).with_context(|| format!("removing {}", part.display()))?;
+    }
+    let mut clone = sh::git(Path::new("."));
+    clone.args(["clone", "--quiet", "--local", "--no-tags", "--no-checkout"]);
+    clone.args(["-c", "gc.auto=0", "--branch", BRANCH]);
+    clone.arg(&git_dir).arg(&part);
+    sh::announce(&clone);
+    sh::capture(&mut clone)?;
+    let git = |args: &[&str]| sh::capture(sh::git(&part).args(args));
+    git(&["remote", "remove", "origin"])?;
+    git(&["tag", "base", &base_commit(&git_dir, base)?])?;
+    if let Checkout::Touched = checkout {
+        let changed = series
+            .patches
+            .iter()
+            .flat_map(|p| p.touches().into_iter().chain(p.entry.adds.clone()));
+        let patterns: Vec<String> = changed.map(|path| format!("/{}", path.display())).collect();
+        let mut sparse = vec!["sparse-checkout", "set", "--no-cone", "--"];
+        sparse.extend(patterns.iter().map(String::as_str));
+        git(&sparse)?;
+    }
+    if !matches!(checkout, Checkout::Nothing) {
+        println!(
+            "checking out {} patches on Linux {}",
+            steps.len(),
+            base.version
+        );
+        git(&["checkout", "--quiet", &tip, "-B", BRANCH])?;
+    }
+    if out.exists() {
+        fs::remove_dir(out)?;
+    }
+    fs::rename(&part, out).with_context(|| format!("creating {}", out.display()))?;
+    Ok(())
+}
+
+fn base_ref(base: &Base) -> String {
+    format!("refs/base/{}", base.id)
+}
+
+fn base_commit(git_dir: &Path, base: &Base) -> Result<String> {
+    let mut git = sh::git(git_dir);
+    git.args(["rev-parse", "--verify", "--quiet", &base_ref(base)]);
+    Ok(sh::capture(&mut git)?.trim().to_owned())
+}
+
+/// The cache's repository with the base tree in it; only `tree` and `series` need one.
+fn repository(cache: &Cache, base: &Base) -> Result<PathBuf> {
+    let git_dir = cache.path("git");
+    if !git_dir.join("HEAD").exists() {
+        let mut init = sh::git(Path::new("."));
+        init.args(["init", "--quiet", "--bare"]).arg(&git_dir);
+        sh::capture(&mut init)?;
+    }
+    if base.origin != Origin::User && base_commit(&git_dir, base).is_ok() {
+        return Ok(git_dir);
+    }
+    println!("putting Linux {} into {}", base.version, git_dir.display());
+    let mut progress = Progress::counted("files", FILES);
+    fast_import(&git_dir, |to| {
+        writeln!(to, "commit {}", base_ref(base))?;
+        writeln!(to, "committer {IDENTITY} {EPOCH} +0000")?;
+        data(to, b"base\n")?;
+        for path in files_of(&base.dir)? {
+            let source = base.dir.join(&path);
+            if source.symlink_metadata()?.is_symlink() {
+                let target = fs::read_link(&source)?;
+                file(to, "120000", &path, target.as_os_str().as_bytes())?;
+            } else {
+                let content = Content::read(&source)?.context("a file went away")?;
+                file(to, mode(&content), &path, &content.bytes)?;
+            }
+            progress.tick("");
+        }
+        Ok(())
+    })?;
+    Ok(git_dir)
+}
+
+/// Commits the steps onto the base and returns the last commit's id.
+fn commit(git_dir: &Path, base: &Base, steps: &[Step<'_>]) -> Result<String> {
+    let branch = format!("refs/heads/{BRANCH}");
+    let from = base_commit(git_dir, base)?;
+    if steps.is_empty() {
+        sh::capture(sh::git(git_dir).args(["update-ref", &branch, &from]))?;
+        return Ok(from);
+    }
+    fast_import(git_dir, |to| {
+        writeln!(to, "reset {branch}\nfrom {from}\n")?;
+        for (index, step) in steps.iter().enumerate() {
+            let date = EPOCH + 1 + index as u64;
+            writeln!(to, "commit {branch}")?;
+            writeln!(to, "author {IDENTITY} {date} +0000")?;
+            writeln!(to, "committer {IDENTITY} {date} +0000")?;
+            let message = format!("{}\n\n{}\n", step.patch.subject, step.patch.body);
+            data(to, message.as_bytes())?;
+            for (path, content) in &step.changes {
+                match content {
+                    Some(content) => file(to, mode(content), path, &content.bytes)?,
+                    None => writeln!(to, "D {}", path.display())?,
+                }
+            }
+        }
+        Ok(())
+    })?;
+    Ok(sh::capture(sh::git(git_dir).args(["rev-parse", &branch]))?
+        .trim()
+        .to_owned())
+}
+
+fn fast_import(git_dir: &Path, write: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
+    let mut git = sh::git(git_dir);
+    git.args(["-c", "core.compression=1", "-c", "pack.compression=1"]);
+    git.args(["-c", "fastimport.unpackLimit=0"]);
+    git.args(["fast-import", "--quiet", "--force", "--depth=0", "--done"]);
+    let mut child = git
+        .stdin(Stdio::piped())
+        .spawn()
+        .context("failed to run git")?;
+    let mut to = BufWriter::with_capacity(1 << 20, child.stdin.take().expect("stdin is piped"));
+    let written = write(&mut to).and_then(|()| Ok(writeln!(to, "done")?));
+    let flushed = to.flush();
+    drop(to);
+    let status = child.wait()?;
+    written?;
+    flushed?;
+    ensure!(status.success(), "git fast-import failed ({status})");
+    Ok(())
+}
+
+fn data(to: &mut dyn Write, bytes: &[u8]) -> Result<()> {
+    writeln!(to, "data {}", bytes.len())?;
+    to.write_all(bytes)?;
+    Ok(writeln!(to)?)
+}
+
+fn file(to: &mut dyn Write, mode: &str, path: &Path, bytes: &[u8]) -> Result<()> {
+    writeln!(to, "M {mode} inline {}", path.display())?;
+    data(to, bytes)
+}
+
+fn mode(content: &Content) -> &'static str {
+    if content.executable {
+        "100755"
+    } else {
+        "100644"
+    }
+}
+
+/// Rewrites `patches/` and the new files from a git tree with one commit per patch.
+pub fn import(repo: &Path, from: &Path) -> Result<()> {
+    let git = |args: &[&str]| sh::capture(sh::git(from).args(args));
+    let usage = |what: String| {
+        fail(
+            Exit::Usage,
+            what,
+            "make the tree with `cargo xtask tree --out DIR` and change its commits",
+        )
+    };
+    let ids = git(&["rev-list", "--reverse", "HEAD"])
+        .map_err(|_| usage(format!("{} is not a git tree", from.display())))?;
+    let mut ids = ids.lines();
+    let root = ids.next().unwrap_or_default();
+    if git(&["log", "-1", "--format=%s", root])?.trim() != "base" {
+        return Err(usage(format!(
+            "{}: the first commit is not `base`",
+            from.display()
+        )));
+    }
+    if !git(&["status", "--porcelain"])?.trim().is_empty() {
+        return Err(fail(
+            Exit::Usage,
+            format!("{} has changes that are in no commit", from.display()),
+            "commit them into the patch that they belong to",
+        ));
+    }
+
+    let mut owner: BTreeMap<PathBuf, String> = BTreeMap::new();
+    let mut patches = Vec::new();
+    for (index, id) in ids.enumerate() {
+        let range = format!("{id}^..{id}");
+        let subject = git(&["log", "-1", "--format=%s", id])?.trim().to_owned();
+        let status = git(&["diff", "--no-renames", "--name-status", &range])?;
+        let (mut adds, mut touches) = (Vec::new(), Vec::new());
+        for line in status.lines() {
+            let (kind, path) = line.split_once('\t').context("git diff --name-status")?;
+            let path_buf = PathBuf::from(path);
+            if let Some(first) = owner.get(&path_buf) {
+                return Err(fail(
+                    Exit::Patch,
+                    format!("{path} is new in \"{first}\" and changed in \"{subject}\""),
+                    "a new file is whole in one patch: squash the change into the first commit",
+                ));
+            }
+            if kind == "A" {
+                owner.insert(path_buf.clone(), subject.clone());
+                adds.push(path_buf);
+            } else {
+                touches.push(path);
+            }
+        }
+        let mut diff = String::new();
+        if !touches.is_empty() {
+            let mut args = vec!["diff", "--no-renames", "--no-color"];
+            args.extend([
+                "--no-ext-diff",
+                "--src-prefix=a/",
+                "--dst-prefix=b/",
+                "-U3",
+                &range,
+                "--",
+            ]);
+            args.extend(touches);
+            diff = without_index_lines(&git(&args)?);
+        }
+        let slug = git(&["log", "-1", "--format=%f", id])?;
+        let file = format!("{:04}-{}.patch", index + 1, slug.trim());
+        let body = git(&["log", "-1", "--format=%b", id])?.trim().to_owned();
+        let entry = Entry {
+            adds,
+            ..Entry::new(file)
+        };
+        patches.push(Patch {
+            dir: crate::series::patch::DIR,
+            entry,
+            subject,
+            body,
+            diff,
+        });
+    }
+
+    write_series(repo, from, patches)
+}
+
+/// Replaces what the repository holds; the files of the old series that are not in the new go.
+fn write_series(repo: &Path, from: &Path, mut patches: Vec<Patch>) -> Result<()> {
+    let old = match repo.join(crate::series::patch::LIST).exists() {
+        true => Series::load(repo)?.patches,
+        false => Vec::new(),
+    };
+    let entries = || old.iter().map(|patch| &patch.entry);
+    for entry in entries().filter(|entry| entry.cover.is_some()) {
+        let same = patches
+            .iter_mut()
+            .find(|new| new.entry.slug() == entry.slug());
+        let same = same.ok_or_else(|| {
+            fail(
+                Exit::Patch,
+                format!("{} has a cover letter and is gone", entry.file),
+                format!(
+                    "give its `cover` to another patch in {}",
+                    crate::series::patch::LIST
+                ),
+            )
+        })?;
+        same.entry.cover = entry.cover.clone();
+    }
+    let files = |patches: &[Patch]| -> BTreeSet<PathBuf> {
+        let new = patches.iter().flat_map(|p| p.entry.adds.clone());
+        let own = patches.iter().map(Patch::path);
+        new.chain(own).collect()
+    };
+    let mut changes = Changes::new();
+    for path in files(&old) {
+        changes.insert(path, None);
+    }
+    for patch in &patches {
+        for path in &patch.entry.adds {
+            changes.insert(path.clone(), Content::read(&from.join(path))?);
+        }
+        let content = Content {
+            bytes: patch.text().into_bytes(),
+            executable: false,
+        };
+        changes.insert(patch.path(), Some(content));
+    }
+    let entries = patches.iter().map(|p| p.entry.clone()).collect();
+    let list = Content {
+        bytes: Series::list_text(entries)?.into_bytes(),
+        executable: false,
+    };
+    changes.insert(crate::series::patch::LIST.into(), Some(list));
+    for (path, content) in &changes {
+        update(&repo.join(path), content.as_ref())?;
+    }
+    println!("{} patches, {} files", patches.len(), changes.len());
+    Ok(())
+}
+
+/// `index` lines carry object ids that say nothing to a reader and change with every base.
+fn without_index_lines(diff: &str) -> String {
+    let mut header = false;
+    let mut kept = String::new();
+    for line in diff.split_inclusive('\n') {
+        if line.starts_with("diff --git ") {
+            header = true;
+        } else if line.starts_with("@@ ") {
+            header = false;
+        }
+        if !(header && line.starts_with("index ")) {
+            kept.push_str(line);
+        }
+    }
+    kept
+}
+
+/// Applies the series to a person's own tree, or takes it off; nothing is written unless it fits.
+pub fn apply(series: &Series, linux: &Path, reverse: bool) -> Result<()> {
+    crate::series::base::version_of(linux)?;
+    let patches = series.select(&Selection::default())?;
+    for path in series.added() {
+        let present = Content::read(&linux.join(path))?;
+        if reverse && present != Content::read(&series.repo.join(path))? {
+            return Err(fail(
+                Exit::Patch,
+                format!(
+                    "{} is not as this series has it",
+                    linux.join(path).display()
+                ),
+                "the series is not applied, or in another version; undo it by hand",
+            ));
+        }
+        if !reverse && present.is_some() {
+            return Err(fail(
+                Exit::Patch,
+                format!(
+                    "{} exists: the series is already applied",
+                    linux.join(path).display()
+                ),
+                format!(
+                    "undo it with `cargo xtask apply --reverse --linux {}`",
+                    linux.display()
+                ),
+            ));
+        }
+    }
+    let changes = combined(assemble(linux, &series.repo, &patches, reverse)?);
+    for (path, content) in &changes {
+        update(&linux.join(path), content.as_ref())?;
+        if content.is_none() {
+            remove_empty_parents(linux, path);
+        }
+    }
+    let verb = if reverse { "took off" } else { "applied" };
+    println!(
+        "{verb} {} patches, {} files in {}",
+        patches.len(),
+        changes.len(),
+        linux.display()
+    );
+    Ok(())
+}
+
+/// Folders that only held files of ours go with them.
+fn remove_empty_parents(top: &Path, path: &Path) {
+    for dir in path
+        .ancestors()
+        .skip(1)
+        .filter(|dir| !dir.as_os_str().is_empty())
+    {
+        // Fails, as it should, where something is left in it.
+        if fs::remove_dir(top.join(dir)).is_err() {
+            return;
+        }
+    }
+}
+
+/// Every file of a tree with its content, to compare two trees.
+pub fn snapshot(dir: &Path) -> Result<BTreeMap<PathBuf, (u32, Vec<u8>)>> {
+    let mut files = BTreeMap::new();
+    for path in files_of(dir)? {
+        let full = dir.join(&path);
+        let mode = full.symlink_metadata()?.permissions().mode();
+        files.insert(path, (mode, fs::read(&full)?));
+    }
+    Ok(files)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::failure::classify;
+    use crate::series::patch::tests::fixture;
+
+    fn base_at(dir: &Path) -> Base {
+        Base {
+            dir: dir.to_owned(),
+            version: "7.3.4".into(),
+            origin: Origin::Upstream,
+            id: "7.3.4-test".into(),
+        }
+    }
+
+    fn head(dir: &Path, what: &str) -> String {
+        sh::capture(sh::git(dir).args(["rev-parse", what])).unwrap()
+    }
+
+    #[test]
+    fn the_cached_tree_is_updated_in_place() {
+        let (dir, base, repo) = fixture();
+        let cache = Cache::at(dir.path().join("cache")).unwrap();
+        let base = base_at(&base);
+        let all = Selection::default();
+        let tree = patched(&cache, &base, &Series::load(&repo).unwrap(), &all).unwrap();
+        let fork = tree.join("kernel/fork.c");
+        assert!(fs::read_to_string(&fork).unwrap().contains("third again"));
+        assert!(tree.join("mm/lazy_tlb/lazy_tlb.rs").exists());
+        let first = fs::metadata(&fork).unwrap().modified().unwrap();
+
+        // The same again writes nothing.
+        patched(&cache, &base, &Series::load(&repo).unwrap(), &all).unwrap();
+        assert_eq!(fs::metadata(&fork).unwrap().modified().unwrap(), first);
+
+        // A patch that is gone takes its hunks and files along.
+        fs::write(
+            repo.join(crate::series::patch::LIST),
+            "[[patch]]\nfile = \"0001-first.patch\"\n",
+        )
+        .unwrap();
+        patched(&cache, &base, &Series::load(&repo).unwrap(), &all).unwrap();
+        let text = fs::read_to_string(&fork).unwrap();
+        assert!(text.contains("first") && !text.contains("third"));
+        assert!(!tree.join("mm/lazy_tlb/lazy_tlb.rs").exists());
+        assert_eq!(
+            fs::read_to_string(tree.join("mm/Makefile")).unwrap(),
+            "obj-y := mm.o\n"
+        );
+        assert!(
+            !fs::read_to_string(base.dir.join("kernel/fork.c"))
+                .unwrap()
+                .contains("first"),
+            "the base stays as it was"
+        );
+    }
+
+    #[test]
+    fn a_part_of_the_series_has_its_own_tree() {
+        let (dir, base, repo) = fixture();
+        let cache = Cache::at(dir.path().join("cache")).unwrap();
+        let series = Series::load(&repo).unwrap();
+        let part = Selection {
+            upto: None,
+            skip: vec!["0003".into()],
+        };
+        let base = base_at(&base);
+        let whole = patched(&cache, &base, &series, &Selection::default()).unwrap();
+        let part = patched(&cache, &base, &series, &part).unwrap();
+        assert_ne!(whole, part);
+        assert!(!fs::read_to_string(part.join("kernel/fork.c"))
+            .unwrap()
+            .contains("third"));
+        assert!(fs::read_to_string(whole.join("kernel/fork.c"))
+            .unwrap()
+            .contains("third"));
+    }
+
+    #[test]
+    fn a_stepped_tree_is_one_of_its_own_and_only_what_changes_is_written() {
+        let (dir, base, repo) = fixture();
+        let cache = Cache::at(dir.path().join("cache")).unwrap();
+        let (base, series) = (base_at(&base), Series::load(&repo).unwrap());
+        let whole = patched(&cache, &base, &series, &Selection::default()).unwrap();
+        let before = snapshot(&whole).unwrap();
+        let patches: Vec<&Patch> = series.patches.iter().collect();
+        let mut changes = Changes::new();
+        let mut seen = Vec::new();
+        for step in assemble(&base.dir, &repo, &patches, false).unwrap() {
+            changes.extend(step.changes);
+            let tree = stepped(&cache, &base, &changes).unwrap();
+            let fork = tree.join("kernel/fork.c");
+            let text = fs::read_to_string(&fork).unwrap();
+            let ours = tree.join("mm/lazy_tlb/lazy_tlb.rs").exists();
+            seen.push((text.contains("first"), ours, text.contains("third")));
+            if seen.len() == 2 {
+                // The second patch leaves the first one's file alone, and so does going there.
+                let first = fs::metadata(&fork).unwrap().modified().unwrap();
+                stepped(&cache, &base, &changes).unwrap();
+                assert_eq!(fs::metadata(&fork).unwrap().modified().unwrap(), first);
+            }
+            assert_ne!(tree, whole);
+        }
+        assert_eq!(
+            seen,
+            [
+                (true, false, false),
+                (true, true, false),
+                (true, true, true)
+            ]
+        );
+        assert_eq!(snapshot(&whole).unwrap(), before);
+    }
+
+    #[test]
+    fn the_next_build_takes_a_mutant_out_again() {
+        let (dir, base, repo) = fixture();
+        let cache = Cache::at(dir.path().join("cache")).unwrap();
+        let (base, series) = (base_at(&base), Series::load(&repo).unwrap());
+        let all = Selection::default();
+        let tree = patched(&cache, &base, &series, &all).unwrap();
+        let changes = series.changes(&base.dir, &all).unwrap();
+        let before = snapshot(&tree).unwrap();
+        let mutant = |ours: &str| {
+            let entry = Entry::new("a.patch");
+            // A file of ours, and one that the series leaves alone.
+            let hunk = |path: &str, line: &str| {
+                format!(
+                    "diff --git a/{path} b/{path}\n--- a/{path}\n+++ b/{path}\n\
+                     @@ -1 +1 @@\n-{line}\n+broken\n"
+                )
+            };
+            let text = format!(
+                "Subject: a\n\nb\n---\n{}{}",
+                hunk("mm/lazy_tlb/lazy_tlb.rs", ours),
+                hunk("scripts/run.sh", "#!/bin/sh")
+            );
+            Patch::parse("mutants", entry, &text).unwrap()
+        };
+        let (exit, error) =
+            classify(mutated(&cache, &base, &changes, &mutant("other")).unwrap_err());
+        assert_eq!(exit, Exit::Patch);
+        let text = error.to_string();
+        assert!(text.contains("mutants/a.patch does not apply"), "{text}");
+        assert_eq!(snapshot(&tree).unwrap(), before);
+
+        let there = mutated(&cache, &base, &changes, &mutant("//! Ours.")).unwrap();
+        assert_eq!(there, tree);
+        for path in ["mm/lazy_tlb/lazy_tlb.rs", "scripts/run.sh"] {
+            let text = fs::read_to_string(tree.join(path)).unwrap();
+            assert_eq!(text, "broken\n", "{path}");
+        }
+        patched(&cache, &base, &series, &all).unwrap();
+        assert_eq!(snapshot(&tree).unwrap(), before);
+    }
+
+    #[test]
+    fn exported_commits_are_reproducible_and_import_gives_the_series_back() {
+        let (dir, base, repo) = fixture();
+        let cache = Cache::at(dir.path().join("cache")).unwrap();
+        let (base, series) = (base_at(&base), Series::load(&repo).unwrap());
+        let (one, two) = (dir.path().join("one"), dir.path().join("two"));
+        let all = Selection::default();
+        export(&cache, &base, &series, &all, &one, Checkout::All).unwrap();
+        fs::remove_dir_all(cache.path("git")).unwrap();
+        export(&cache, &base, &series, &all, &two, Checkout::All).unwrap();
+        assert_eq!(head(&one, "HEAD"), head(&two, "HEAD"));
+        assert_eq!(head(&one, "HEAD~3"), head(&one, "base"));
+        assert!(
+            export(&cache, &base, &series, &all, &one, Checkout::All).is_err(),
+            "not into a full folder"
+        );
+
+        // What is imported makes the same commits, and is imported again as the same files.
+        let (once, three, twice) = (
+            dir.path().join("once"),
+            dir.path().join("three"),
+            dir.path().join("twice"),
+        );
+        import(&once, &one).unwrap();
+        let back = Series::load(&once).unwrap();
+        export(&cache, &base, &back, &all, &three, Checkout::All).unwrap();
+        assert_eq!(head(&one, "HEAD"), head(&three, "HEAD"));
+        import(&twice, &three).unwrap();
+        assert_eq!(snapshot(&once).unwrap(), snapshot(&twice).unwrap());
+        let adds = |series: &Series| series.added().into_iter().map(Path::to_owned).collect();
+        let (before, after): (Vec<PathBuf>, Vec<PathBuf>) = (adds(&series), adds(&back));
+        assert_eq!(before, after);
+    }
+
+    #[test]
+    fn import_removes_what_the_series_no_longer_has() {
+        let (dir, base, repo) = fixture();
+        let cache = Cache::at(dir.path().join("cache")).unwrap();
+        let (base, series) = (base_at(&base), Series::load(&repo).unwrap());
+        let tree = dir.path().join("tree");
+        let first = Selection {
+            upto: Some(1),
+            skip: Vec::new(),
+        };
+        export(&cache, &base, &series, &first, &tree, Checkout::All).unwrap();
+        import(&repo, &tree).unwrap();
+        assert_eq!(Series::load(&repo).unwrap().patches.len(), 1);
+        assert!(!repo.join("mm/lazy_tlb/lazy_tlb.rs").exists());
+        assert!(!repo.join("patches/0003-third.patch").exists());
+    }
+
+    #[test]
+    fn import_refuses_a_new_file_in_two_patches() {
+        let (dir, base, repo) = fixture();
+        let cache = Cache::at(dir.path().join("cache")).unwrap();
+        let (base, series) = (base_at(&base), Series::load(&repo).unwrap());
+        let tree = dir.path().join("tree");
+        export(
+            &cache,
+            &base,
+            &series,
+            &Selection::default(),
+            &tree,
+            Checkout::All,
+        )
+        .unwrap();
+        fs::write(tree.join("mm/lazy_tlb/lazy_tlb.rs"), "//! Changed.\n").unwrap();
+        let mut git = sh::git(&tree);
+        git.args(["-c", "user.name=a", "-c", "user.email=a@b"]);
+        sh::capture(git.args(["commit", "-qam", "later"])).unwrap();
+        let text = import(&repo, &tree).unwrap_err().to_string();
+        assert!(text.contains("squash"), "{text}");
+    }
+
+    #[test]
+    fn apply_and_reverse_leave_a_tree_as_it_was() {
+        let (_dir, base, repo) = fixture();
+        let series = Series::load(&repo).unwrap();
+        // As a umask of 002 leaves it.
+        let group_writes = fs::Permissions::from_mode(0o664);
+        fs::set_permissions(base.join("kernel/fork.c"), group_writes).unwrap();
+        let before = snapshot(&base).unwrap();
+        apply(&series, &base, false).unwrap();
+        assert_ne!(snapshot(&base).unwrap(), before);
+        let (exit, error) = classify(apply(&series, &base, false).unwrap_err());
+        assert_eq!(exit, Exit::Patch);
+        assert!(error.to_string().contains("--reverse"), "{error}");
+        apply(&series, &base, true).unwrap();
+        assert_eq!(snapshot(&base).unwrap(), before);
+        assert!(!base.join("mm/lazy_tlb").exists());
+    }
+
+    #[test]
+    fn apply_writes_nothing_where_a_hunk_does_not_fit() {
+        let (_dir, base, repo) = fixture();
+        fs::write(base.join("mm/Makefile"), "something else\n").unwrap();
+        let before = snapshot(&base).unwrap();
+        let (exit, _) = classify(apply(&Series::load(&repo).unwrap(), &base, false).unwrap_err());
+        assert_eq!(exit, Exit::Patch);
+        assert_eq!(snapshot(&base).unwrap(), before);
+    }
+
+    #[test]
+    fn apply_refuses_another_kernel() {
+        let (_dir, base, repo) = fixture();
+        fs::write(
+            base.join("Makefile"),
+            "VERSION = 6\nPATCHLEVEL = 12\nSUBLEVEL = 1\n",
+        )
+        .unwrap();
+        let (exit, error) =
+            classify(apply(&Series::load(&repo).unwrap(), &base, false).unwrap_err());
+        assert_eq!(exit, Exit::BaseTree);
+        assert!(error.to_string().contains("6.12.1"), "{error}");
+    }
+}

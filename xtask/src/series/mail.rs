@@ -1,0 +1,321 @@
+//! The series as mails, by `git format-patch`: one thread for each part that has a cover letter.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result};
+
+use crate::host::cache::Cache;
+use crate::host::failure::{fail, Exit};
+use crate::host::sh;
+use crate::series::base::Base;
+use crate::series::git;
+use crate::series::patch::{Part, Selection, Series, DIR};
+
+/// Says whom the kernel wants to be asked.
+const GET_MAINTAINER: &str = "scripts/get_maintainer.pl";
+/// The line by which `b4` knows the versions of a series.
+const CHANGE_ID: &str = "change-id: ";
+
+/// A thread of mails.
+pub struct Thread {
+    /// Where they are.
+    pub dir: PathBuf,
+    /// The cover letter, if there is one.
+    pub cover: Option<PathBuf>,
+    /// The patches, in order.
+    pub patches: Vec<PathBuf>,
+}
+
+/// The patches of all threads, in the order in which they apply.
+pub fn patches(threads: &[Thread]) -> Vec<&PathBuf> {
+    threads.iter().flat_map(|thread| &thread.patches).collect()
+}
+
+/// Writes the mails into `out`; if there are several threads, into a folder each.
+pub fn export(cache: &Cache, base: &Base, series: &Series, out: &Path) -> Result<Vec<Thread>> {
+    if out.exists() && fs::read_dir(out).map_or(true, |mut dir| dir.next().is_some()) {
+        return Err(fail(
+            Exit::Usage,
+            format!("{} exists and is not an empty folder", out.display()),
+            "name a folder that is not there yet",
+        ));
+    }
+    // In the cache, so that the base's objects are linked and not copied.
+    let dir = tempfile::tempdir_in(cache.dir("tree")?)?;
+    let clone = dir.path().join("series");
+    git::export(
+        cache,
+        base,
+        series,
+        &Selection::default(),
+        &clone,
+        git::Checkout::Nothing,
+    )?;
+    let ids = sh::capture(sh::git(&clone).args(["rev-list", "--reverse", "base..HEAD"]))?;
+    let mut ids = ids.lines();
+    let parts = series.parts();
+    let mut from = "base";
+    let mut threads = Vec::new();
+    for (index, part) in parts.iter().enumerate() {
+        let last = part.patches.len().checked_sub(1);
+        let to = last.and_then(|last| ids.nth(last));
+        let to = to.context("a part of the series has no commit")?;
+        let out = match parts.len() {
+            1 => out.to_owned(),
+            _ => out.join(format!("{}-{}", index + 1, part.name())),
+        };
+        threads.push(format_patch(&clone, &series.repo, part, from, to, &out)?);
+        from = to;
+    }
+    Ok(threads)
+}
+
+/// Writes one thread.
+fn format_patch(
+    clone: &Path,
+    repo: &Path,
+    part: &Part<'_>,
+    from: &str,
+    to: &str,
+    out: &Path,
+) -> Result<Thread> {
+    let mut git = sh::git(clone);
+    let (name, address) = git::IDENTITY.split_once(" <").context("an identity")?;
+    // The cover letter has no author of its own.
+    git.env("GIT_COMMITTER_NAME", name);
+    git.env("GIT_COMMITTER_EMAIL", address.trim_end_matches('>'));
+    git.args([
+        "format-patch",
+        "--thread=shallow",
+        "--no-signature",
+        "--no-signoff",
+    ]);
+    // What comes before this thread is named as well, by `prerequisite-patch-id:`.
+    git.args(["--base=base", "--encode-email-headers"]);
+    if part.cover.is_some() {
+        git.args(["--cover-letter", "--cover-from-description=none"]);
+    }
+    fs::create_dir_all(out).with_context(|| format!("creating {}", out.display()))?;
+    git.arg("-o")
+        .arg(out.canonicalize()?)
+        .arg(format!("{from}..{to}"));
+    sh::announce(&git);
+    let names = sh::capture(&mut git)?;
+    let mut patches: Vec<PathBuf> = names.lines().map(PathBuf::from).collect();
+    let mut cover = None;
+    if let Some(file) = part.cover {
+        let path = Path::new(DIR).join(file);
+        let text = fs::read_to_string(repo.join(&path)).map_err(|error| {
+            fail(
+                Exit::Patch,
+                format!("failed to read {}: {error}", path.display()),
+                "restore it (`git checkout patches`)",
+            )
+        })?;
+        let mail = patches.remove(0);
+        let filled = fill_cover(&fs::read_to_string(&mail)?, &path, &text)?;
+        sh::write_whole(&mail, filled.as_bytes())?;
+        cover = Some(mail);
+    }
+    Ok(Thread {
+        dir: out.to_owned(),
+        cover,
+        patches,
+    })
+}
+
+/// Puts title and text where git left room, and the change-id to the base; git wrote shortlog and
+/// diffstat itself.
+fn fill_cover(letter: &str, path: &Path, cover: &str) -> Result<String> {
+    let malformed = || {
+        fail(
+            Exit::Patch,
+            format!(
+                "{} does not begin with `# title` and an empty line",
+                path.display()
+            ),
+            "write the cover letter's subject there",
+        )
+    };
+    let (title, text) = cover.split_once("\n\n").ok_or_else(malformed)?;
+    let title = title
+        .strip_prefix("# ")
+        .filter(|title| !title.contains('\n'));
+    let title = title.ok_or_else(malformed)?;
+    let (ids, text): (Vec<_>, Vec<_>) = text.lines().partition(|line| line.starts_with(CHANGE_ID));
+    let text = text.join("\n");
+    let filled = letter.replacen("*** SUBJECT HERE ***", title, 1).replacen(
+        "*** BLURB HERE ***",
+        text.trim(),
+        1,
+    );
+    let ids: String = ids.iter().map(|id| format!("{id}\n")).collect();
+    Ok(filled.replacen("\nbase-commit: ", &format!("\n{ids}base-commit: "), 1))
+}
+
+/// Writes whom a thread is for into `recipients` beside it, as headers: who maintains what it
+/// touches is asked, reviewers and lists get a copy.
+pub fn recipients(base: &Base, thread: &Thread) -> Result<PathBuf> {
+    let mut perl = Command::new("perl");
+    perl.current_dir(&base.dir)
+        .args([GET_MAINTAINER, "--roles", "--norolestats"])
+        .args(["--nogit", "--nogit-fallback"])
+        .args(&thread.patches);
+    let said = sh::capture(&mut perl)?;
+    let headers = headers(&said);
+    if headers.is_empty() {
+        return Err(fail(
+            Exit::Internal,
+            format!("{GET_MAINTAINER} names nobody"),
+            "run it on the mails by hand",
+        ));
+    }
+    let path = thread.dir.join("recipients");
+    sh::write_whole(&path, headers.as_bytes())?;
+    Ok(path)
+}
+
+/// From lines like `A Name <a@b> (maintainer:AREA)`, each address once.
+fn headers(said: &str) -> String {
+    let (mut to, mut cc): (Vec<&str>, Vec<&str>) = (Vec::new(), Vec::new());
+    for line in said.lines() {
+        let (address, role) = line.split_once(" (").unwrap_or((line, ""));
+        let asked = ["maintainer", "supporter"];
+        let list = match asked.iter().any(|word| role.starts_with(word)) {
+            true => &mut to,
+            false => &mut cc,
+        };
+        if address.contains('@') && !list.contains(&address) {
+            list.push(address);
+        }
+    }
+    cc.retain(|address| !to.contains(address));
+    let lines = |key: &str, list: &[&str]| -> String {
+        list.iter().map(|a| format!("{key}: {a}\n")).collect()
+    };
+    lines("To", &to) + &lines("Cc", &cc)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::series::base::Origin;
+    use crate::series::patch::tests::fixture;
+    use crate::series::patch::LIST;
+
+    fn names(paths: &[PathBuf]) -> Vec<String> {
+        let name = |path: &PathBuf| path.file_name().unwrap().to_string_lossy().into_owned();
+        paths.iter().map(name).collect()
+    }
+
+    /// The fixture's series, with cover letters for the patches that are named.
+    fn exported(covers: &[(&str, &str)]) -> (tempfile::TempDir, Result<Vec<Thread>>) {
+        let (dir, base, repo) = fixture();
+        let mut list = fs::read_to_string(repo.join(LIST)).unwrap();
+        for (patch, cover) in covers {
+            let file = format!("file = \"{patch}\"\n");
+            assert!(list.contains(&file), "{list}");
+            list = list.replace(&file, &format!("{file}cover = \"{cover}\"\n"));
+            let text =
+                format!("# mm: {cover}\n\nWhat it is.\n\nWhy it is.\n\nchange-id: 1-{cover}\n");
+            fs::write(repo.join(DIR).join(cover), text).unwrap();
+        }
+        fs::write(repo.join(LIST), list).unwrap();
+        let cache = Cache::at(dir.path().join("cache")).unwrap();
+        let base = Base {
+            dir: base,
+            version: "7.3.4".into(),
+            origin: Origin::Upstream,
+            id: "7.3.4-test".into(),
+        };
+        let out = dir.path().join("mails");
+        let series = Series::load(&repo).unwrap();
+        let threads = export(&cache, &base, &series, &out);
+        assert!(
+            export(&cache, &base, &series, &out).is_err(),
+            "not into a full folder"
+        );
+        (dir, threads)
+    }
+
+    #[test]
+    fn mails_are_numbered_threaded_and_unsigned() {
+        let (_dir, threads) = exported(&[("0001-first.patch", "all.md")]);
+        let threads = threads.unwrap();
+        let [thread] = &threads[..] else {
+            panic!("one thread");
+        };
+        assert_eq!(
+            names(&thread.patches),
+            [
+                "0001-fork-first.patch",
+                "0002-mm-second.patch",
+                "0003-fork-third.patch"
+            ]
+        );
+        let cover = fs::read_to_string(thread.cover.as_ref().unwrap()).unwrap();
+        assert!(cover.contains("Subject: [PATCH 0/3] mm: all.md\n"));
+        assert!(cover.contains("What it is.\n\nWhy it is.\n"));
+        assert!(cover.contains("fork: first"));
+        assert!(
+            cover.contains("\nchange-id: 1-all.md\nbase-commit: "),
+            "{cover}"
+        );
+        assert!(!cover.contains("HERE ***"));
+        let text = |i: usize| fs::read_to_string(&thread.patches[i]).unwrap();
+        assert!(text(1).contains("+//! Ours."), "new files are in the mail");
+        for i in 0..3 {
+            assert!(text(i).contains("In-Reply-To: "), "{i}");
+            assert!(!text(i).contains("Signed-off-by"), "{i}");
+        }
+        assert_eq!(patches(&threads).len(), 3);
+    }
+
+    #[test]
+    fn each_cover_letter_begins_a_thread() {
+        let covers = [
+            ("0001-first.patch", "fixes.md"),
+            ("0002-second.patch", "rest.md"),
+        ];
+        let (_dir, threads) = exported(&covers);
+        let threads = threads.unwrap();
+        let dirs: Vec<PathBuf> = threads.iter().map(|thread| thread.dir.clone()).collect();
+        assert_eq!(names(&dirs), ["1-fixes", "2-rest"]);
+        assert_eq!(names(&threads[0].patches), ["0001-fork-first.patch"]);
+        assert_eq!(
+            names(&threads[1].patches),
+            ["0001-mm-second.patch", "0002-fork-third.patch"]
+        );
+        let cover = fs::read_to_string(threads[1].cover.as_ref().unwrap()).unwrap();
+        assert!(cover.contains("[PATCH 0/2] mm: rest.md\n"));
+        assert!(cover.contains("prerequisite-patch-id: "), "{cover}");
+    }
+
+    #[test]
+    fn without_cover_letters_there_is_one_thread() {
+        let (_dir, threads) = exported(&[]);
+        let threads = threads.unwrap();
+        assert_eq!((threads.len(), patches(&threads).len()), (1, 3));
+        assert!(threads[0].cover.is_none());
+    }
+
+    #[test]
+    fn a_cover_without_a_title_is_refused() {
+        let fill = |cover: &str| fill_cover("*** SUBJECT HERE ***", Path::new("c.md"), cover);
+        assert!(fill("no title\n\ntext").is_err());
+        assert!(fill("# title only").is_err());
+    }
+
+    #[test]
+    fn those_who_maintain_are_asked_and_others_get_a_copy() {
+        let said = "A <a@x> (maintainer:MM)\nB <b@x> (reviewer:MM)\nl@x (open list:MM)\n\
+                    C <c@x> (supporter:X86)\nA <a@x> (reviewer:X86)\n";
+        assert_eq!(
+            headers(said),
+            "To: A <a@x>\nTo: C <c@x>\nCc: B <b@x>\nCc: l@x\n"
+        );
+        assert_eq!(headers(""), "");
+    }
+}

@@ -1,0 +1,6 @@
+//! The series as it stands in this repository, and the trees and mails that are made of it.
+
+pub mod base;
+pub mod git;
+pub mod mail;
+pub mod patch;

@@ -1,0 +1,734 @@
+//! The patch series: its list, the patch files, and what each patch makes of a base tree.
+//!
+//! A patch file holds a message and the hunks to files of the base tree. A file that is new in
+//! the kernel stands in this repository at its final path and is whole in exactly one patch.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+
+use crate::host::failure::{fail, Exit};
+
+/// The folder of the series' patches.
+pub const DIR: &str = "patches";
+/// The list of patches, in order.
+pub const LIST: &str = "patches/series.toml";
+
+/// One entry of `series.toml`.
+#[derive(Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
+#[serde(deny_unknown_fields)]
+pub struct Entry {
+    /// The patch's file name in `patches/`.
+    pub file: String,
+    /// The cover letter in `patches/` of the part that begins with this patch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cover: Option<String>,
+    /// The new files it brings, relative to the repository's (and the kernel's) top level.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub adds: Vec<PathBuf>,
+}
+
+#[derive(Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+struct List {
+    #[serde(default)]
+    patch: Vec<Entry>,
+}
+
+/// A patch with its message and hunks.
+#[derive(Clone, Debug)]
+pub struct Patch {
+    /// The folder of this repository that it is in.
+    pub dir: &'static str,
+    /// The entry in the list.
+    pub entry: Entry,
+    /// One line.
+    pub subject: String,
+    /// The message below the subject.
+    pub body: String,
+    /// A git-style diff to base files; may be empty.
+    pub diff: String,
+}
+
+impl Patch {
+    /// Where it is in this repository.
+    pub fn path(&self) -> PathBuf {
+        Path::new(self.dir).join(&self.entry.file)
+    }
+
+    /// The files of the base tree that the hunks touch.
+    pub fn touches(&self) -> Vec<PathBuf> {
+        let paths = self.diff.lines().filter_map(diff_path);
+        paths.map(PathBuf::from).collect()
+    }
+
+    /// Reads a patch file: `Subject:`, an empty line, the body, `---`, the diff.
+    pub fn parse(dir: &'static str, entry: Entry, text: &str) -> Result<Self> {
+        let bad = |what: &str| {
+            fail(
+                Exit::Patch,
+                format!("{dir}/{}: {what}", entry.file),
+                "a patch file is `Subject: one line`, an empty line, the message, a line `---`, \
+                 and a git diff",
+            )
+        };
+        let rest = text
+            .strip_prefix("Subject: ")
+            .ok_or_else(|| bad("no Subject line"))?;
+        let (subject, rest) = rest
+            .split_once("\n\n")
+            .ok_or_else(|| bad("no empty line after the subject"))?;
+        let rest = format!("\n{rest}");
+        let (body, diff) = rest
+            .split_once("\n---\n")
+            .ok_or_else(|| bad("no line `---`"))?;
+        if subject.contains('\n') {
+            return Err(bad("the subject is longer than a line"));
+        }
+        let (subject, body, diff) = (subject.into(), body.trim().into(), diff.into());
+        Ok(Patch {
+            dir,
+            entry,
+            subject,
+            body,
+            diff,
+        })
+    }
+
+    /// The patch file's text.
+    pub fn text(&self) -> String {
+        format!(
+            "Subject: {}\n\n{}\n---\n{}",
+            self.subject, self.body, self.diff
+        )
+    }
+}
+
+fn diff_path(line: &str) -> Option<&str> {
+    line.strip_prefix("diff --git a/")?
+        .split_once(" b/")
+        .map(|(path, _)| path)
+}
+
+/// The Kconfig symbols whose definitions a diff touches.
+fn symbols_of(diff: &str) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    let (mut inside, mut symbol) = (false, None);
+    for line in diff.lines() {
+        if let Some(path) = diff_path(line) {
+            let name = path.rsplit('/').next();
+            inside = name.is_some_and(|name| name.starts_with("Kconfig"));
+        } else if let Some((_, place)) = line.strip_prefix("@@ ").and_then(|l| l.split_once("@@ "))
+        {
+            // Where git found it, the definition that the hunk begins in.
+            symbol = place.strip_prefix("config ");
+        } else if inside && !line.starts_with("+++") && !line.starts_with("---") {
+            let text = line.get(1..).unwrap_or_default();
+            symbol = text.strip_prefix("config ").or(symbol);
+            if line.starts_with(['+', '-']) {
+                found.extend(symbol.map(str::to_owned));
+            }
+        }
+    }
+    found
+}
+
+/// The whole series and the repository that its new files are in.
+#[derive(Debug)]
+pub struct Series {
+    /// Where the new files are.
+    pub repo: PathBuf,
+    /// In order.
+    pub patches: Vec<Patch>,
+}
+
+impl Entry {
+    /// One without new files.
+    pub fn new(file: impl Into<String>) -> Self {
+        Entry {
+            file: file.into(),
+            cover: None,
+            adds: Vec::new(),
+        }
+    }
+
+    /// The file name without the number in front, which changes when patches come and go.
+    pub fn slug(&self) -> &str {
+        self.file.trim_start_matches(|c: char| c.is_ascii_digit())
+    }
+}
+
+/// What is mailed as one thread.
+pub struct Part<'a> {
+    /// The cover letter's file name in `patches/`.
+    pub cover: Option<&'a str>,
+    /// In order.
+    pub patches: &'a [Patch],
+}
+
+impl Part<'_> {
+    /// The cover letter's name.
+    pub fn name(&self) -> &str {
+        let stem = |cover: &str| cover.len() - ".md".len();
+        self.cover
+            .map_or("patches", |cover| match cover.ends_with(".md") {
+                true => &cover[..stem(cover)],
+                false => cover,
+            })
+    }
+}
+
+/// Which part of a series is meant.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Selection {
+    /// Only the first so many patches.
+    pub upto: Option<usize>,
+    /// Without the patches whose file name starts with one of these.
+    pub skip: Vec<String>,
+}
+
+impl Selection {
+    /// A suffix for cache names, so that a part of the series is never taken for the whole.
+    pub fn suffix(&self) -> String {
+        let mut suffix = String::new();
+        if let Some(upto) = self.upto {
+            suffix.push_str(&format!("-upto{upto}"));
+        }
+        if !self.skip.is_empty() {
+            suffix.push_str(&format!("-skip{}", self.skip.join("+")));
+        }
+        suffix
+    }
+}
+
+impl Series {
+    /// Reads `patches/` of a repository.
+    pub fn load(repo: &Path) -> Result<Self> {
+        let path = repo.join(LIST);
+        let text = fs::read_to_string(&path).map_err(|error| {
+            fail(
+                Exit::Patch,
+                format!("failed to read {}: {error}", path.display()),
+                "restore it (`git checkout patches`)",
+            )
+        })?;
+        let list: List = toml::from_str(&text).map_err(|error| {
+            let what = format!("{}: {error}", path.display());
+            fail(
+                Exit::Patch,
+                what,
+                "each [[patch]] has `file`, and may have `cover` and `adds`",
+            )
+        })?;
+        let mut patches = Vec::new();
+        for entry in list.patch {
+            let path = repo.join(DIR).join(&entry.file);
+            let text = fs::read_to_string(&path).map_err(|error| {
+                fail(
+                    Exit::Patch,
+                    format!("failed to read {}: {error}", path.display()),
+                    format!("restore it, or take it out of {LIST}"),
+                )
+            })?;
+            patches.push(Patch::parse(DIR, entry, &text)?);
+        }
+        let repo = repo.to_owned();
+        Ok(Series { repo, patches })
+    }
+
+    /// The text of the list.
+    pub fn list_text(entries: Vec<Entry>) -> Result<String> {
+        let list = toml::to_string_pretty(&List { patch: entries })?;
+        Ok(format!(
+            "# The series, in order. `adds` are the new files of a patch; each stands in this\n\
+             # repository at its final path, and is in exactly one patch. With a `cover` begins\n\
+             # what is mailed as a thread of its own.\n\n{list}"
+        ))
+    }
+
+    /// What is mailed, thread by thread.
+    pub fn parts(&self) -> Vec<Part<'_>> {
+        let mut parts = Vec::new();
+        let mut rest = &self.patches[..];
+        while let Some(first) = rest.first() {
+            let next = rest[1..].iter().position(|p| p.entry.cover.is_some());
+            let (patches, others) = rest.split_at(next.map_or(rest.len(), |next| next + 1));
+            let cover = first.entry.cover.as_deref();
+            parts.push(Part { cover, patches });
+            rest = others;
+        }
+        parts
+    }
+
+    /// The patches that are meant, in order.
+    pub fn select(&self, selection: &Selection) -> Result<Vec<&Patch>> {
+        let named = |prefix: &String| {
+            let file = |p: &Patch| p.entry.file.starts_with(prefix.as_str());
+            !prefix.is_empty() && self.patches.iter().any(file)
+        };
+        if let Some(unknown) = selection.skip.iter().find(|prefix| !named(prefix)) {
+            return Err(fail(
+                Exit::Usage,
+                format!("--skip {unknown}: no patch has a file name that starts so"),
+                format!("see {LIST} for the names"),
+            ));
+        }
+        let count = selection.upto.unwrap_or(self.patches.len());
+        if count > self.patches.len() {
+            return Err(fail(
+                Exit::Usage,
+                format!(
+                    "--upto {count}: the series has {} patches",
+                    self.patches.len()
+                ),
+                "ask for fewer",
+            ));
+        }
+        let skipped = |p: &&Patch| !selection.skip.iter().any(|s| p.entry.file.starts_with(s));
+        Ok(self.patches[..count].iter().filter(skipped).collect())
+    }
+
+    /// What the patches that are meant make of a base tree.
+    pub fn changes(&self, base: &Path, selection: &Selection) -> Result<Changes> {
+        let patches = self.select(selection)?;
+        Ok(combined(assemble(base, &self.repo, &patches, false)?))
+    }
+
+    /// The Kconfig symbols that the hunks define or change.
+    pub fn symbols(&self) -> BTreeSet<String> {
+        self.patches
+            .iter()
+            .flat_map(|patch| symbols_of(&patch.diff))
+            .collect()
+    }
+
+    /// Every file of this repository that belongs into the kernel.
+    pub fn added(&self) -> BTreeSet<&Path> {
+        let adds = self.patches.iter().flat_map(|patch| &patch.entry.adds);
+        adds.map(PathBuf::as_path).collect()
+    }
+}
+
+/// A file's content and whether it is executable.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Content {
+    /// The bytes.
+    pub bytes: Vec<u8>,
+    /// The x bit.
+    pub executable: bool,
+}
+
+impl Content {
+    /// Reads a file; `None` where there is none.
+    pub fn read(path: &Path) -> Result<Option<Self>> {
+        match fs::metadata(path) {
+            Ok(meta) if meta.is_file() => Ok(Some(Content {
+                bytes: fs::read(path).with_context(|| format!("reading {}", path.display()))?,
+                executable: meta.permissions().mode() & 0o100 != 0,
+            })),
+            Ok(_) => anyhow::bail!("{} is not a plain file", path.display()),
+            Err(e) if matches!(e.raw_os_error(), Some(2 | 20)) => Ok(None),
+            Err(e) => Err(e).with_context(|| format!("reading {}", path.display())),
+        }
+    }
+
+    /// Writes it whole or not at all. Who may read and write a file that is there stays as it is.
+    pub fn write(&self, path: &Path) -> Result<()> {
+        let is_executable = |p: &fs::Permissions| p.mode() & 0o100 != 0;
+        let old = fs::metadata(path).ok().map(|meta| meta.permissions());
+        crate::host::sh::write_whole(path, &self.bytes)?;
+        match old {
+            Some(old) if is_executable(&old) == self.executable => fs::set_permissions(path, old)?,
+            _ if self.executable => fs::set_permissions(path, fs::Permissions::from_mode(0o755))?,
+            _ => (),
+        }
+        Ok(())
+    }
+}
+
+/// Files and what they become; `None` is a file that goes away.
+pub type Changes = BTreeMap<PathBuf, Option<Content>>;
+
+/// One patch's effect.
+pub struct Step<'a> {
+    /// The patch.
+    pub patch: &'a Patch,
+    /// The files it changes or adds.
+    pub changes: Changes,
+}
+
+/// Applies patches to the files of `base` on a scratch copy and returns what each one changes.
+///
+/// Nothing outside a temporary folder is written. `reverse` takes the patches off again, last
+/// one first.
+pub fn assemble<'a>(
+    base: &Path,
+    repo: &Path,
+    patches: &[&'a Patch],
+    reverse: bool,
+) -> Result<Vec<Step<'a>>> {
+    let scratch = tempfile::tempdir().context("creating a scratch folder")?;
+    let touched: BTreeSet<PathBuf> = patches.iter().flat_map(|p| p.touches()).collect();
+    for path in &touched {
+        if let Some(content) = Content::read(&base.join(path))? {
+            content.write(&scratch.path().join(path))?;
+        }
+    }
+    let mut order: Vec<&Patch> = patches.to_vec();
+    if reverse {
+        order.reverse();
+    }
+    let mut steps = Vec::new();
+    for patch in order {
+        git_apply(scratch.path(), patch, reverse)?;
+        let mut changes = effect(scratch.path(), patch)?;
+        for path in &patch.entry.adds {
+            let content = Content::read(&repo.join(path))?.ok_or_else(|| {
+                fail(
+                    Exit::Patch,
+                    format!(
+                        "{} adds {}, which is not here",
+                        patch.path().display(),
+                        path.display()
+                    ),
+                    format!("restore the file, or take it out of {LIST}"),
+                )
+            })?;
+            changes.insert(path.clone(), (!reverse).then_some(content));
+        }
+        steps.push(Step { patch, changes });
+    }
+    Ok(steps)
+}
+
+/// What one more patch makes of a base tree with `changes`; these may be files that it adds.
+pub fn on_top(base: &Path, changes: &Changes, patch: &Patch) -> Result<Changes> {
+    let scratch = tempfile::tempdir().context("creating a scratch folder")?;
+    for path in patch.touches() {
+        if let Some(content) = changed(base, changes, &path)? {
+            content.write(&scratch.path().join(&path))?;
+        }
+    }
+    git_apply(scratch.path(), patch, false)?;
+    effect(scratch.path(), patch)
+}
+
+/// A file of a base tree with `changes`.
+pub fn changed(base: &Path, changes: &Changes, path: &Path) -> Result<Option<Content>> {
+    match changes.get(path) {
+        Some(content) => Ok(content.clone()),
+        None => Content::read(&base.join(path)),
+    }
+}
+
+/// The files that a patch touches, as they are in the folder that it was applied to.
+fn effect(dir: &Path, patch: &Patch) -> Result<Changes> {
+    let content = |path: PathBuf| Ok((path.clone(), Content::read(&dir.join(path))?));
+    patch.touches().into_iter().map(content).collect()
+}
+
+/// What all steps together come to.
+pub fn combined(steps: Vec<Step<'_>>) -> Changes {
+    steps.into_iter().flat_map(|step| step.changes).collect()
+}
+
+fn git_apply(dir: &Path, patch: &Patch, reverse: bool) -> Result<()> {
+    if patch.diff.is_empty() {
+        return Ok(());
+    }
+    let mut file = tempfile::NamedTempFile::new().context("creating a scratch file")?;
+    std::io::Write::write_all(&mut file, patch.diff.as_bytes())?;
+    let mut git = crate::host::sh::git(dir);
+    // The scratch folder may lie inside somebody's repository; git must not look for it.
+    git.env("GIT_CEILING_DIRECTORIES", dir.parent().unwrap_or(dir));
+    git.args(["apply", "--whitespace=nowarn"]);
+    if reverse {
+        git.arg("--reverse");
+    }
+    let output = git.arg(file.path()).output().context("failed to run git")?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    let remedy = if reverse {
+        "the tree does not hold this series as it is here; undo it by hand".to_owned()
+    } else {
+        format!(
+            "use an unpatched Linux 7.3.x tree, or bring the hunk up to date in {}/",
+            patch.dir
+        )
+    };
+    Err(fail(Exit::Patch, explain(patch, &stderr), remedy))
+}
+
+/// Says which hunk of which file git stumbled over.
+pub fn explain(patch: &Patch, stderr: &str) -> String {
+    let path = patch.path();
+    let mut what = format!("{} does not apply: {}", path.display(), stderr.trim());
+    for line in stderr.lines() {
+        let Some((path, number)) = line
+            .strip_prefix("error: patch failed: ")
+            .and_then(|place| place.rsplit_once(':'))
+        else {
+            continue;
+        };
+        let hunks = hunks_of(&patch.diff, path);
+        let starts_there = |hunk: &str| hunk_start(hunk) == number.parse().ok();
+        if let Some(index) = hunks.iter().position(|hunk| starts_there(hunk)) {
+            what.push_str(&format!(
+                "\n  hunk {} of {} in {path}: {}",
+                index + 1,
+                hunks.len(),
+                hunks[index]
+            ));
+        }
+    }
+    what
+}
+
+fn hunks_of<'a>(diff: &'a str, path: &str) -> Vec<&'a str> {
+    let mut inside = false;
+    let mut hunks = Vec::new();
+    for line in diff.lines() {
+        if let Some(other) = diff_path(line) {
+            inside = other == path;
+        } else if inside && line.starts_with("@@ -") {
+            hunks.push(line);
+        }
+    }
+    hunks
+}
+
+fn hunk_start(hunk: &str) -> Option<usize> {
+    let number = hunk.strip_prefix("@@ -")?.split([',', ' ']).next()?;
+    number.parse().ok()
+}
+
+#[cfg(test)]
+pub mod tests {
+    use super::*;
+    use crate::host::failure::classify;
+
+    /// A base tree of two files and a series of three patches, as small as they can be.
+    pub fn fixture() -> (tempfile::TempDir, PathBuf, PathBuf) {
+        let dir = tempfile::tempdir().unwrap();
+        let (base, repo) = (dir.path().join("base"), dir.path().join("repo"));
+        let put = |path: PathBuf, text: &str| {
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        };
+        put(
+            base.join("Makefile"),
+            "VERSION = 7\nPATCHLEVEL = 3\nSUBLEVEL = 4\nEXTRAVERSION =\n",
+        );
+        let lines = |n: usize| (1..=n).map(|i| format!("line {i}\n")).collect::<String>();
+        put(base.join("kernel/fork.c"), &lines(40));
+        put(base.join("mm/Makefile"), "obj-y := mm.o\n");
+        put(base.join("scripts/run.sh"), "#!/bin/sh\n");
+        fs::set_permissions(
+            base.join("scripts/run.sh"),
+            fs::Permissions::from_mode(0o755),
+        )
+        .unwrap();
+        put(
+            repo.join(LIST),
+            "[[patch]]\nfile = \"0001-first.patch\"\n\n\
+             [[patch]]\nfile = \"0002-second.patch\"\nadds = [\"mm/lazy_tlb/lazy_tlb.rs\"]\n\n\
+             [[patch]]\nfile = \"0003-third.patch\"\n",
+        );
+        put(repo.join("mm/lazy_tlb/lazy_tlb.rs"), "//! Ours.\n");
+        put(
+            repo.join("patches/0001-first.patch"),
+            "Subject: fork: first\n\nWhy.\n---\n\
+             diff --git a/kernel/fork.c b/kernel/fork.c\n--- a/kernel/fork.c\n+++ b/kernel/fork.c\n\
+             @@ -3,3 +3,4 @@ line 2\n line 3\n line 4\n+first\n line 5\n",
+        );
+        put(
+            repo.join("patches/0002-second.patch"),
+            "Subject: mm: second\n\nWhy not.\n---\n\
+             diff --git a/mm/Makefile b/mm/Makefile\n--- a/mm/Makefile\n+++ b/mm/Makefile\n\
+             @@ -1 +1,2 @@\n obj-y := mm.o\n+obj-y += lazy_tlb/\n",
+        );
+        put(
+            repo.join("patches/0003-third.patch"),
+            "Subject: fork: third\n\nTwo hunks.\n\nAnd two paragraphs.\n---\n\
+             diff --git a/kernel/fork.c b/kernel/fork.c\n--- a/kernel/fork.c\n+++ b/kernel/fork.c\n\
+             @@ -3,4 +3,5 @@ line 2\n line 3\n line 4\n first\n+third\n line 5\n\
+             @@ -30,3 +31,4 @@ line 29\n line 30\n line 31\n+third again\n line 32\n",
+        );
+        (dir, base, repo)
+    }
+
+    #[test]
+    fn patches_build_on_each_other() {
+        let (_dir, base, repo) = fixture();
+        let series = Series::load(&repo).unwrap();
+        let patches = series.select(&Selection::default()).unwrap();
+        let steps = assemble(&base, &repo, &patches, false).unwrap();
+        assert_eq!(steps.len(), 3);
+        let changes = combined(steps);
+        let fork = changes[Path::new("kernel/fork.c")].as_ref().unwrap();
+        let text = String::from_utf8(fork.bytes.clone()).unwrap();
+        assert!(text.contains("line 4\nfirst\nthird\nline 5\n"));
+        assert!(text.contains("line 31\nthird again\nline 32\n"));
+        let ours = changes[Path::new("mm/lazy_tlb/lazy_tlb.rs")]
+            .as_ref()
+            .unwrap();
+        assert_eq!(ours.bytes, b"//! Ours.\n");
+        assert!(
+            !fs::read_to_string(base.join("kernel/fork.c"))
+                .unwrap()
+                .contains("first"),
+            "the base is not written to"
+        );
+    }
+
+    #[test]
+    fn a_hunk_that_does_not_fit_is_named() {
+        let (_dir, base, repo) = fixture();
+        let fork = base.join("kernel/fork.c");
+        let text = fs::read_to_string(&fork)
+            .unwrap()
+            .replace("line 31", "other");
+        fs::write(&fork, text).unwrap();
+        let series = Series::load(&repo).unwrap();
+        let patches = series.select(&Selection::default()).unwrap();
+        let error = assemble(&base, &repo, &patches, false).err().unwrap();
+        let (exit, error) = classify(error);
+        let text = error.to_string();
+        assert_eq!(exit, Exit::Patch);
+        assert!(text.contains("0003-third.patch"), "{text}");
+        assert!(
+            text.contains("hunk 2 of 2 in kernel/fork.c: @@ -30,3 +31,4 @@"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn one_more_patch_may_change_what_the_series_adds() {
+        let (_dir, base, repo) = fixture();
+        let series = Series::load(&repo).unwrap();
+        let changes = series.changes(&base, &Selection::default()).unwrap();
+        let more = |line: &str| {
+            let entry = Entry::new("more.patch");
+            let text = format!(
+                "Subject: a\n\nb\n---\n\
+                 diff --git a/mm/lazy_tlb/lazy_tlb.rs b/mm/lazy_tlb/lazy_tlb.rs\n\
+                 --- a/mm/lazy_tlb/lazy_tlb.rs\n+++ b/mm/lazy_tlb/lazy_tlb.rs\n\
+                 @@ -1 +1 @@\n-{line}\n+//! Theirs.\n"
+            );
+            on_top(
+                &base,
+                &changes,
+                &Patch::parse("more", entry, &text).unwrap(),
+            )
+        };
+        let after = more("//! Ours.").unwrap();
+        let ours = after[Path::new("mm/lazy_tlb/lazy_tlb.rs")]
+            .as_ref()
+            .unwrap();
+        assert_eq!((after.len(), &ours.bytes[..]), (1, &b"//! Theirs.\n"[..]));
+        let text = more("//! Nobody's.").err().unwrap().to_string();
+        assert!(text.contains("more/more.patch does not apply"), "{text}");
+        assert!(
+            text.contains("hunk 1 of 1 in mm/lazy_tlb/lazy_tlb.rs"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn a_missing_base_file_is_named() {
+        let (_dir, base, repo) = fixture();
+        fs::remove_file(base.join("mm/Makefile")).unwrap();
+        let series = Series::load(&repo).unwrap();
+        let patches = series.select(&Selection::default()).unwrap();
+        let error = assemble(&base, &repo, &patches, false).err().unwrap();
+        let text = error.to_string();
+        assert!(
+            text.contains("0002-second.patch") && text.contains("mm/Makefile"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn a_missing_new_file_is_named() {
+        let (_dir, base, repo) = fixture();
+        fs::remove_file(repo.join("mm/lazy_tlb/lazy_tlb.rs")).unwrap();
+        let series = Series::load(&repo).unwrap();
+        let patches = series.select(&Selection::default()).unwrap();
+        let error = assemble(&base, &repo, &patches, false).err().unwrap();
+        assert!(error.to_string().contains("adds mm/lazy_tlb/lazy_tlb.rs"));
+    }
+
+    #[test]
+    fn skipping_leaves_out_hunks_and_files() {
+        let (_dir, base, repo) = fixture();
+        let series = Series::load(&repo).unwrap();
+        let skip = |names: &[&str]| Selection {
+            upto: None,
+            skip: names.iter().map(|s| s.to_string()).collect(),
+        };
+        let patches = series.select(&skip(&["0002", "0003"])).unwrap();
+        let changes = combined(assemble(&base, &repo, &patches, false).unwrap());
+        assert_eq!(changes.len(), 1);
+        assert!(series.select(&skip(&["0009"])).is_err());
+        assert!(series.select(&skip(&[""])).is_err());
+        assert_eq!(skip(&["0002", "0003"]).suffix(), "-skip0002+0003");
+    }
+
+    #[test]
+    fn symbols_are_those_that_a_hunk_defines_or_changes() {
+        let diff = "diff --git a/kernel/fork.c b/kernel/fork.c\n--- a/kernel/fork.c\n\
+                    +++ b/kernel/fork.c\n@@ -1 +1,2 @@ config NONE\n a\n+config NEITHER\n\
+                    diff --git a/arch/Kconfig b/arch/Kconfig\n--- a/arch/Kconfig\n\
+                    +++ b/arch/Kconfig\n@@ -5,5 +5,6 @@ config FIRST\n \n+\tdepends on A\n \n \
+                    config SECOND\n-\tbool\n+\tbool \"Second\"\n config NOT_THIS\n@@ -50 +51,3 @@\n \
+                    a\n+config THIRD\n+\tbool\n";
+        let found: Vec<String> = symbols_of(diff).into_iter().collect();
+        assert_eq!(found, ["FIRST", "SECOND", "THIRD"]);
+        // What the variants ask for without the series, the last one aside.
+        let ours = Series::load(&crate::kernel::workshop::repository()).unwrap();
+        for symbol in ["MMU_LAZY_TLB_SHOOTDOWN", "MMU_LAZY_TLB_SHOOTDOWN_RUST"] {
+            assert!(ours.symbols().contains(symbol), "{symbol}");
+        }
+        assert!(!ours.symbols().contains("RUST"));
+    }
+
+    #[test]
+    fn upto_is_a_prefix() {
+        let (_dir, _base, repo) = fixture();
+        let series = Series::load(&repo).unwrap();
+        let upto = |n| Selection {
+            upto: Some(n),
+            skip: Vec::new(),
+        };
+        assert_eq!(series.select(&upto(2)).unwrap().len(), 2);
+        assert!(series.select(&upto(4)).is_err());
+    }
+
+    #[test]
+    fn a_patch_file_is_read_back_as_written() {
+        let (_dir, _base, repo) = fixture();
+        for patch in Series::load(&repo).unwrap().patches {
+            let path = repo.join(patch.path());
+            assert_eq!(patch.text(), fs::read_to_string(path).unwrap());
+        }
+    }
+
+    #[test]
+    fn a_malformed_patch_file_is_refused() {
+        for text in [
+            "",
+            "Subject: a\nb\n\nc\n---\n",
+            "Subject: a\n\nb\n",
+            "a\n\nb\n---\n",
+        ] {
+            let entry = Entry::new("0001-a.patch");
+            assert!(Patch::parse(DIR, entry, text).is_err(), "{text:?}");
+        }
+    }
+}
