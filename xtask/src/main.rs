@@ -21,7 +21,8 @@ use anyhow::Result;
 use clap::builder::PossibleValuesParser;
 use clap::{Args, Parser, Subcommand};
 
-use crate::guest::machine::{Append, Guest, GuestFile};
+use crate::guest::initramfs::GuestFile;
+use crate::guest::machine::{Append, Guest};
 use crate::host::cache::Cache;
 use crate::host::failure::{classify, fail, Exit, EXIT_HELP};
 use crate::kernel::build::Build;
@@ -111,7 +112,7 @@ enum Command {
         /// How the guests' kernels are built: test, kasan, kcsan, rt, norust, off, or all of them.
         #[arg(
             long,
-            default_value = checks::stages::Variant::TEST.name,
+            default_value = checks::guests::Variant::TEST.name,
             env = "VARIANT",
             hide_env_values = true
         )]
@@ -126,7 +127,7 @@ enum Command {
         #[arg(long, value_parser = PossibleValuesParser::new(host::policy::ALL), value_delimiter = ',')]
         policy: Vec<String>,
         /// How long the tests in guests go on that could do so for ever (churn, torture and others).
-        #[arg(long, value_name = "S", default_value_t = checks::stages::SECONDS)]
+        #[arg(long, value_name = "S", default_value_t = checks::guests::SECONDS)]
         seconds: u64,
         #[command(flatten)]
         append: Append,
@@ -334,7 +335,7 @@ fn run(cli: Cli) -> Result<Exit> {
             )?;
             println!("{}", out.display());
         }
-        Command::Import { from } => series::git::import(&project.repo, &from)?,
+        Command::Import { from } => series::import::import(&project.repo, &from)?,
         Command::Apply { reverse } => {
             let dir = project.linux.as_ref().ok_or_else(|| {
                 fail(
@@ -343,7 +344,7 @@ fn run(cli: Cli) -> Result<Exit> {
                     "give it with --linux DIR (or `make apply LINUX=DIR`)",
                 )
             })?;
-            series::git::apply(&project.series()?, dir, reverse)?;
+            series::user::apply(&project.series()?, dir, reverse)?;
         }
         Command::Build { kernel } => println!("{}", build(&project, &kernel)?.display()),
         Command::Boot { kernel, boot: args } => boot(&project, &kernel, &args)?,
@@ -362,7 +363,7 @@ fn run(cli: Cli) -> Result<Exit> {
         } => {
             let plan = checks::stages::Plan {
                 guests: host::arch::kinds(&guests.arch)?,
-                variants: checks::stages::variants(&variant)?,
+                variants: checks::guests::variants(&variant)?,
                 skip: &skip.skip,
                 stages: &stage,
                 policies: &policy,
@@ -517,7 +518,7 @@ fn boot(project: &Project, kernel: &Kernel, args: &BootArgs) -> Result<()> {
     let given = match &args.init {
         Some(file) => {
             let program = GuestFile::program("init", file)?;
-            guest::machine::check_init(&program.bytes, file, arch)?;
+            guest::initramfs::check_init(&program.bytes, file, arch)?;
             Some(program)
         }
         None => None,
@@ -527,7 +528,7 @@ fn boot(project: &Project, kernel: &Kernel, args: &BootArgs) -> Result<()> {
     let own = dir.path().join("initramfs");
     let initramfs: &Path = match given {
         Some(program) => {
-            guest::machine::write_initramfs(&own, &[program])?;
+            guest::initramfs::write_initramfs(&own, &[program])?;
             &own
         }
         None => &project.guest_initramfs(arch, "run-init")?,

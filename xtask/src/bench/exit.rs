@@ -5,8 +5,8 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
-use crate::bench::ipis::{number, pairs, text};
 use crate::bench::paired::{self, Bench, Options, Sample};
+use crate::guest::console::{number, pairs, text};
 use crate::kernel::build::Build;
 use crate::kernel::workshop::{Project, Workshop};
 

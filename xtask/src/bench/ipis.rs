@@ -11,7 +11,7 @@ use clap::Args;
 use comfy_table::{CellAlignment, Table};
 use serde::{Deserialize, Serialize};
 
-use crate::guest::console::{self, Report};
+use crate::guest::console::{self, number, pairs, text, Report};
 use crate::guest::machine::{self, Append, Guest};
 use crate::host::arch::Arch;
 use crate::host::failure::{fail, Exit};
@@ -19,8 +19,9 @@ use crate::host::policy;
 use crate::host::sh;
 use crate::kernel::build::Build;
 use crate::kernel::workshop::Project;
-use crate::report::page;
 use crate::results::case::{Case, Status};
+use crate::results::machine::of_this_machine;
+use crate::results::sample::{in_a_name, Counted};
 
 /// Every workload that the guest program knows.
 pub const WORKLOADS: [&str; 3] = ["build", "threaded", "mix"];
@@ -62,13 +63,6 @@ pub struct Options {
     /// Seconds until a guest is ended.
     #[arg(long, default_value_t = 1800, value_name = "S")]
     pub timeout: u64,
-}
-
-/// A counter of the kernel, before the workload and after it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Counted {
-    pub before: u64,
-    pub after: u64,
 }
 
 /// One workload under one policy in one guest.
@@ -164,46 +158,8 @@ impl Setting {
     }
 }
 
-/// How such words are asked for, after the rest of a command; nothing if there are none.
-pub fn append_option(words: &str) -> String {
-    match words {
-        "" => String::new(),
-        words => format!(" --append '{words}'"),
-    }
-}
-
-/// Words of a command line as part of a file's name.
-pub fn in_a_name(words: &str) -> String {
-    let plain = words.chars().map(|c| match c {
-        'a'..='z' | 'A'..='Z' | '0'..='9' | '-' | '_' => c,
-        _ => '-',
-    });
-    plain.collect()
-}
-
 fn records_of(outcomes: &[Outcome]) -> Vec<&Record> {
     outcomes.iter().map(|outcome| &outcome.record).collect()
-}
-
-/// `key=value key=value`.
-pub fn pairs(line: &str) -> BTreeMap<&str, &str> {
-    line.split_whitespace()
-        .filter_map(|word| word.split_once('='))
-        .collect()
-}
-
-/// The value of a key that must be there.
-pub fn text<'a>(pairs: &BTreeMap<&str, &'a str>, key: &str) -> Result<&'a str> {
-    let value = pairs.get(key);
-    Ok(value.with_context(|| format!("the guest did not report {key}"))?)
-}
-
-/// The same, as a count.
-pub fn number(pairs: &BTreeMap<&str, &str>, key: &str) -> Result<u64> {
-    let value = text(pairs, key)?;
-    value
-        .parse()
-        .with_context(|| format!("{key}={value} is no count"))
 }
 
 impl Record {
@@ -596,7 +552,7 @@ pub fn cases(
 /// Where the records go if nothing else is said; the first says which MMU the guest has.
 fn default_json(project: &Project, first: &Record) -> Result<PathBuf> {
     let name = first.setting().file_stem(Some(first.cpus));
-    let dir = page::of_this_machine(project)?;
+    let dir = of_this_machine(&project.repo)?;
     Ok(dir.join(format!("{name}-seed{}.json", first.seed)))
 }
 

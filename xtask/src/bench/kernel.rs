@@ -13,14 +13,14 @@ use clap::Args;
 use comfy_table::{CellAlignment, Table};
 use serde::{Deserialize, Serialize};
 
-use crate::bench::ipis::{number, pairs, text};
-use crate::guest::console;
+use crate::guest::console::{self, number, pairs, text};
 use crate::guest::machine::{self, Guest};
 use crate::host::policy;
 use crate::host::sh;
 use crate::kernel::build::Build;
 use crate::kernel::workshop::Project;
-use crate::report::page::{self, Machine, Spread};
+use crate::results::machine::{of_this_machine, Machine};
+use crate::results::sample::Spread;
 
 /// What the kernel puts in front of its lines.
 const PREFIX: &str = "lazy_tlb_benchmark: ";
@@ -266,7 +266,7 @@ pub fn run(
         results.samples.extend(measured);
         path = match json {
             Some(path) => path.to_owned(),
-            None => page::of_this_machine(project)?.join(results.file()),
+            None => of_this_machine(&project.repo)?.join(results.file()),
         };
         sh::write_whole(&path, serde_json::to_string_pretty(&results)?.as_bytes())?;
     }

@@ -12,14 +12,14 @@ use clap::Args;
 use comfy_table::{CellAlignment, Table};
 use serde::{Deserialize, Serialize};
 
-use crate::bench::ipis::{append_option, in_a_name};
 use crate::guest::machine::{self, Append, Guest};
 use crate::host::failure::{fail, Exit};
 use crate::host::policy;
 use crate::host::sh;
 use crate::kernel::build::Build;
 use crate::kernel::workshop::Project;
-use crate::report::page::{self, Machine, Spread};
+use crate::results::machine::{of_this_machine, Machine};
+use crate::results::sample::{append_option, in_a_name, Spread};
 
 /// What is compared, each with the first.
 pub const POLICIES: [&str; 3] = [policy::REFCOUNT, policy::HANDOVER, policy::SHOOTDOWN];
@@ -182,7 +182,7 @@ impl Bench<'_> {
         }
         let path: PathBuf = match json {
             Some(path) => path.to_owned(),
-            None => page::of_this_machine(project)?.join(format!("{stem}.json")),
+            None => of_this_machine(&project.repo)?.join(format!("{stem}.json")),
         };
         sh::write_whole(&path, results.as_json()?.as_bytes())?;
         println!("\n{}\n\n{}", results.table(), path.display());

@@ -7,10 +7,10 @@ use std::path::Path;
 use anyhow::{Context, Result};
 
 use crate::bench::paired::{self, Bench, Options, Sample};
-use crate::guest::machine::{self, GuestFile};
+use crate::guest::initramfs::{self, GuestFile};
 use crate::kernel::build::Build;
+use crate::kernel::programs::perf;
 use crate::kernel::workshop::{Project, Workshop};
-use crate::lab;
 
 /// What the guest puts in front of perf's lines.
 const PREFIX: &str = "lazy-tlb-perf: ";
@@ -76,14 +76,14 @@ pub fn run(
     options: &Options,
     json: Option<&Path>,
 ) -> Result<()> {
-    let perf = lab::perf(&shop.tree, build.arch, &build.out)?;
+    let perf = perf(&shop.tree, build.arch, &build.out)?;
     let program = project.guest_program(build.arch, "perf-init")?;
     let initramfs = build.out.join("perf-init.cpio");
     let files = [
         GuestFile::program("init", &program)?,
         GuestFile::program("perf", &perf)?,
     ];
-    machine::write_initramfs(&initramfs, &files)?;
+    initramfs::write_initramfs(&initramfs, &files)?;
     let bench = Bench {
         name: "perf",
         build,

@@ -2,10 +2,12 @@
 
 pub mod bisect;
 pub mod drift;
+pub mod guests;
 pub mod lint;
 pub mod litmus;
 pub mod mutants;
 pub mod neighbours;
 pub mod off;
+pub mod series;
 pub mod stages;
 pub mod tidy;

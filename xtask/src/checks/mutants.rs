@@ -9,8 +9,8 @@ use anyhow::Result;
 use clap::Args;
 use serde::Serialize;
 
+use crate::checks::guests::{Built, TestGuest, Variant};
 use crate::checks::litmus;
-use crate::checks::stages::{Built, TestGuest, Variant};
 use crate::guest::console::{End, Report};
 use crate::guest::ktap;
 use crate::host::arch::{self, Kind};

@@ -12,8 +12,9 @@ use comfy_table::Table;
 use serde::Serialize;
 
 use crate::guest::console::Report;
+use crate::guest::initramfs::{self, GuestFile};
 use crate::guest::ktap;
-use crate::guest::machine::{self, Guest, GuestFile};
+use crate::guest::machine::{self, Guest};
 use crate::host::arch::{self, Arch};
 use crate::host::failure::{fail, Exit};
 use crate::host::policy;
@@ -193,7 +194,7 @@ fn script(tree: &Path, arch: &Arch) -> Result<std::result::Result<[GuestFile; 2]
     let Ok(bytes) = std::fs::read(busybox) else {
         return without("no /bin/busybox; install busybox-static");
     };
-    if machine::check_init(&bytes, busybox, arch).is_err() {
+    if initramfs::check_init(&bytes, busybox, arch).is_err() {
         return without("/bin/busybox is not static; install busybox-static");
     }
     let path = tree.join(format!("tools/testing/selftests/{suite}/{name}.sh"));
@@ -315,7 +316,7 @@ pub fn run(project: &Project, options: &Options) -> Result<Exit> {
         Err(why) => println!("{why}"),
     }
     let initramfs = build.out.join("neighbours.cpio");
-    machine::write_initramfs(&initramfs, &files)?;
+    initramfs::write_initramfs(&initramfs, &files)?;
     let alive = project.guest_initramfs(arch, "alive-init")?;
     let subject = |image: &Path| Subject {
         project,

@@ -1,10 +1,11 @@
 //! What a guest's console says about it. A guest is crashed until it prints its last line.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use regex::Regex;
 
 use crate::host::failure::{fail, Exit};
@@ -323,6 +324,27 @@ fn warnings(text: &str) -> Vec<String> {
 /// Whether KCSAN has found a race of the kernel's own, of which it has some.
 fn others_race(line: &str) -> bool {
     line.contains("KCSAN: data-race in") && !RACES.iter().any(|name| line.contains(name))
+}
+
+/// `key=value key=value`.
+pub fn pairs(line: &str) -> BTreeMap<&str, &str> {
+    line.split_whitespace()
+        .filter_map(|word| word.split_once('='))
+        .collect()
+}
+
+/// The value of a key that must be there.
+pub fn text<'a>(pairs: &BTreeMap<&str, &'a str>, key: &str) -> Result<&'a str> {
+    let value = pairs.get(key);
+    Ok(value.with_context(|| format!("the guest did not report {key}"))?)
+}
+
+/// The same, as a count.
+pub fn number(pairs: &BTreeMap<&str, &str>, key: &str) -> Result<u64> {
+    let value = text(pairs, key)?;
+    value
+        .parse()
+        .with_context(|| format!("{key}={value} is no count"))
 }
 
 #[cfg(test)]

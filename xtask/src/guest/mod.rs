@@ -1,5 +1,6 @@
 //! What boots a kernel, and what its console says.
 
 pub mod console;
+pub mod initramfs;
 pub mod ktap;
 pub mod machine;

@@ -1,15 +1,11 @@
 //! What the commands share: this repository, the cache, the base tree, and what is built of them.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use anyhow::Result;
 
-use crate::guest::machine::{self, GuestFile};
 use crate::host::arch::Arch;
 use crate::host::cache::{Cache, Part};
-use crate::host::failure::Exit;
-use crate::host::sh;
 use crate::host::tools::{self, Tools};
 use crate::kernel::build::{Build, Source};
 use crate::series::base::{self, Base};
@@ -70,31 +66,6 @@ impl Project {
             selection,
             tree,
         })
-    }
-
-    /// Compiles a first process of `guest/` as a static program.
-    pub fn guest_program(&self, arch: &Arch, name: &str) -> Result<PathBuf> {
-        let dir = self.cache.dir(format!("guest/{}", arch.name))?;
-        let program = dir.join(name);
-        let mut gcc = Command::new(arch.gcc);
-        // Several guests may be made ready at once: the program appears when it is whole.
-        let part = tempfile::NamedTempFile::new_in(&dir)?.into_temp_path();
-        gcc.args(["-static", "-O2", "-Wall", "-Wextra", "-pthread", "-o"])
-            .arg(&part);
-        gcc.arg(self.repo.join("guest").join(format!("{name}.c")));
-        let log = dir.join(format!("{name}.log"));
-        let remedy = "the compiler's message is in the log";
-        sh::logged(&gcc, &log, Exit::Build, remedy, |_| ())?;
-        part.persist(&program)?;
-        Ok(program)
-    }
-
-    /// An initramfs with nothing but such a first process.
-    pub fn guest_initramfs(&self, arch: &Arch, name: &str) -> Result<PathBuf> {
-        let program = self.guest_program(arch, name)?;
-        let initramfs = program.with_extension("cpio");
-        machine::write_initramfs(&initramfs, &[GuestFile::program("init", &program)?])?;
-        Ok(initramfs)
     }
 }
 
@@ -188,38 +159,6 @@ impl Workshop<'_> {
             origin: self.base.origin,
             repo: self.project.repo.clone(),
         }
-    }
-
-    /// Builds the selftests with their own Makefile and returns the programs.
-    ///
-    /// They are kept with a kernel, for which they are; several may be built at once.
-    pub fn selftests(&self, kernel: &Build<'_>) -> Result<Vec<PathBuf>> {
-        let arch = kernel.arch;
-        let out = kernel.out.join("selftests");
-        // What an older series built must not be run.
-        if out.exists() {
-            std::fs::remove_dir_all(&out)?;
-        }
-        std::fs::create_dir_all(&out)?;
-        let mut make = Command::new("make");
-        make.arg("-C")
-            .arg(self.tree.join("tools/testing/selftests/lazy_tlb"));
-        make.arg(format!("OUTPUT={}", out.display()));
-        make.arg(format!("CC={}", arch.gcc))
-            .arg("USERLDFLAGS=-static");
-        for name in crate::kernel::build::FOREIGN {
-            make.env_remove(name);
-        }
-        let log = kernel.out.join("selftests.log");
-        let remedy = "the compiler's message is in the log";
-        sh::logged(&make, &log, Exit::Build, remedy, |_| ())?;
-        let mut programs: Vec<PathBuf> = std::fs::read_dir(&out)?
-            .flatten()
-            .map(|entry| entry.path())
-            .filter(|path| path.is_file() && path.extension().is_none())
-            .collect();
-        programs.sort();
-        Ok(programs)
     }
 }
 

@@ -1,3 +1,4 @@
 //! `report`: tables and plots of what was measured.
 
 pub mod page;
+pub mod plot;

@@ -1,3 +1,5 @@
 //! The forms in which results are kept.
 
 pub mod case;
+pub mod machine;
+pub mod sample;

@@ -2,5 +2,7 @@
 
 pub mod base;
 pub mod git;
+pub mod import;
 pub mod mail;
 pub mod patch;
+pub mod user;
