@@ -4,10 +4,10 @@
 
 use core::ptr;
 use kernel::{
-    bindings,
     ffi::{
         c_char,
-        c_uint, //
+        c_uint,
+        c_void, //
     },
     mm::lazy_tlb::Outcome,
     prelude::*, //
@@ -16,9 +16,9 @@ use kernel::{
 kernel::tracepoint::declare_trace! {
     /// # Safety
     ///
-    /// `policy` must point to a nul-terminated string.
+    /// `policy` must point to a nul-terminated string. `mm` need not be valid.
     unsafe fn lazy_tlb_final_drop(
-        mm: *const bindings::mm_struct,
+        mm: *const c_void,
         policy: *const c_char,
         scanned: c_uint,
         handed: c_uint,
