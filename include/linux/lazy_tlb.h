@@ -125,9 +125,13 @@ lazy_tlb_return(struct mm_struct *mm)
 		return unlikely(old & LAZY_TLB_SLOT_HANDED) ? mm : NULL;
 	}
 
-	/* Counted: lazy_tlb_put() is the barrier. But nobody counts init_mm. */
+	/* Counted: lazy_tlb_put() is the barrier. */
 	if (likely(mm != &init_mm))
 		return mm;
+	/*
+	 * Nobody counts init_mm. Pairs with the barriers of membarrier(2): what
+	 * was stored to rq->curr comes before what user space does.
+	 */
 	smp_mb();
 	return NULL;
 }

@@ -25,7 +25,10 @@ use crate::{
     },
     types::NotThreadSafe, //
 };
-use core::ptr::NonNull;
+use core::ptr::{
+    self,
+    NonNull, //
+};
 
 /// In a slot, beside the address of the mm: the CPU has been handed a reference.
 const HANDED: usize = bindings::LAZY_TLB_SLOT_HANDED as usize;
@@ -208,8 +211,9 @@ impl FinalDrop {
             }
         }
 
-        // Fully ordered: frees the mm after the last access of those that were not handed a
-        // reference, and of those that have dropped theirs.
+        // Pairs with `xchg()` and the `mmdrop()` after it of the other CPUs: what comes next, freeing
+        // the mm, comes after the last access of those that were not handed a reference, and of
+        // those that have dropped theirs.
         outcome.unused = !counted || self.mm_count().fetch_sub(1, Full) == 1;
         outcome
     }
@@ -236,6 +240,49 @@ pub enum Event {
 pub fn count(event: Event, n: usize) {
     // SAFETY: `event` is a valid `vm_event_item`.
     unsafe { bindings::count_vm_events(event as u32, n as c_long) };
+}
+
+/// The tracepoints, see `include/trace/events/lazy_tlb.h`.
+mod trace {
+    use super::*;
+
+    crate::tracepoint::declare_trace! {
+        /// # Safety
+        ///
+        /// `policy` must point to a nul-terminated string. `mm` need not be valid.
+        pub(super) unsafe fn lazy_tlb_final_drop(
+            mm: *const c_void,
+            policy: *const c_char,
+            scanned: c_uint,
+            handed: c_uint,
+            nudged: c_uint,
+        );
+
+        /// # Safety
+        ///
+        /// Both must point to nul-terminated strings.
+        pub(super) unsafe fn lazy_tlb_policy(before: *const c_char, after: *const c_char);
+    }
+}
+
+/// Traces the final drop of the mm that is, or was, at `address`.
+pub fn trace_final_drop(address: usize, policy: &'static CStr, outcome: &Outcome, nudged: usize) {
+    // SAFETY: `policy` is nul-terminated.
+    unsafe {
+        trace::lazy_tlb_final_drop(
+            ptr::without_provenance(address),
+            policy.as_char_ptr(),
+            outcome.scanned as c_uint,
+            outcome.handed as c_uint,
+            nudged as c_uint,
+        )
+    };
+}
+
+/// Traces a change of the policy.
+pub fn trace_policy(before: &'static CStr, after: &'static CStr) {
+    // SAFETY: Both are nul-terminated.
+    unsafe { trace::lazy_tlb_policy(before.as_char_ptr(), after.as_char_ptr()) };
 }
 
 /// Counts the CPUs that are lazy on `mm` right now, as far as that is not counted in `mm_count`.
