@@ -26,7 +26,8 @@
  *   sched_force_init_mm()                  lazy_tlb_return()    -> 0
  *   lazy_tlb_let_go()                      lazy_tlb_return()    -> 0
  *
- * So an mm lives exactly as long as if every borrow were counted.
+ * So an mm lives exactly as long as if every borrow were counted, unless
+ * lazy_tlb=shootdown makes CPUs let go of it earlier.
  *
  * See Documentation/mm/lazy_tlb.rst.
  */
@@ -62,9 +63,10 @@ DECLARE_STATIC_KEY_MAYBE(CONFIG_LAZY_TLB_DEFAULT_REFCOUNT, lazy_tlb_count_key);
  * A plain store is enough. The slot is empty, so the final drop does not touch
  * it. The final drop cannot come before the reference is gone that pins the mm,
  * and whatever drops that one later, here or on another CPU, is ordered after
- * this store: by program order here, by the release of prev->on_cpu in
- * finish_task() and its acquire in try_to_wake_up() elsewhere. mm_count is a
- * chain of fully ordered operations whose last one precedes the scan.
+ * this store: by program order here, elsewhere by the release of prev->on_cpu in
+ * finish_task() and its acquire in try_to_wake_up(), or by the lock of the
+ * runqueue if the task is moved while it is runnable. mm_count is a chain of
+ * fully ordered operations whose last one precedes the scan.
  *
  * Context: Interrupts disabled.
  */
@@ -78,7 +80,7 @@ static __always_inline void lazy_tlb_borrow(struct mm_struct *mm)
 		return;
 	}
 
-	VM_WARN_ON_ONCE(__this_cpu_read(lazy_tlb_slot));
+	VM_WARN_ON_ONCE(READ_ONCE(*this_cpu_ptr(&lazy_tlb_slot)));
 	/* Read by FinalDrop::hand_over(), after the last mmdrop(). */
 	WRITE_ONCE(*this_cpu_ptr(&lazy_tlb_slot), (unsigned long)mm);
 
@@ -123,9 +125,13 @@ lazy_tlb_return(struct mm_struct *mm)
 		return unlikely(old & LAZY_TLB_SLOT_HANDED) ? mm : NULL;
 	}
 
-	/* Counted: lazy_tlb_put() is the barrier. But nobody counts init_mm. */
+	/* Counted: lazy_tlb_put() is the barrier. */
 	if (likely(mm != &init_mm))
 		return mm;
+	/*
+	 * Nobody counts init_mm. Pairs with the barriers of membarrier(2): what
+	 * was stored to rq->curr comes before what user space does.
+	 */
 	smp_mb();
 	return NULL;
 }

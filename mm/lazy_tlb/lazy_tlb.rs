@@ -16,6 +16,7 @@ use kernel::{
         c_int, //
     },
     mm::lazy_tlb::{
+        self,
         count,
         Event,
         FinalDrop, //
@@ -24,7 +25,6 @@ use kernel::{
 };
 
 mod policy;
-mod tracepoints;
 
 use policy::Policy;
 
@@ -61,7 +61,7 @@ pub unsafe extern "C" fn lazy_tlb_final_drop(mm: *mut bindings::mm_struct) -> bo
         count(Event::Scanned, outcome.scanned);
         count(Event::Handed, outcome.handed);
         count(Event::Nudged, nudged);
-        tracepoints::final_drop(address, policy.name(), &outcome, nudged);
+        lazy_tlb::trace_final_drop(address, policy.name(), &outcome, nudged);
     }
     outcome.unused
 }
@@ -113,7 +113,9 @@ pub unsafe extern "C" fn lazy_tlb_set_policy(name: *const c_char) -> c_int {
     // SAFETY: By the requirements of this function.
     let name = unsafe { CStr::from_char_ptr(name) };
     let Some(policy) = Policy::find(name) else {
-        pr_warn!("unknown policy \"{name}\", keeping {}\n", Policy::in_force().name());
+        let keeping = Policy::in_force().name();
+
+        pr_warn!("unknown policy \"{name}\", keeping {keeping}\n");
         for policy in Policy::ALL {
             pr_warn!("known policy: lazy_tlb={}\n", policy.name());
         }
@@ -123,7 +125,7 @@ pub unsafe extern "C" fn lazy_tlb_set_policy(name: *const c_char) -> c_int {
 
     if before != policy {
         count(Event::PolicyChanges, 1);
-        tracepoints::policy(before.name(), policy.name());
+        lazy_tlb::trace_policy(before.name(), policy.name());
     }
     0
 }

@@ -52,10 +52,15 @@ struct fixture {
 /* Wait for something that others do soon. */
 #define wait_for(condition) ({						\
 	unsigned long end_ = jiffies + PATIENCE * HZ;			\
+	bool met_;							\
 									\
-	while (!(condition) && time_before(jiffies, end_))		\
+	for (;;) {							\
+		met_ = (condition);					\
+		if (met_ || time_after(jiffies, end_))			\
+			break;						\
 		schedule_timeout_uninterruptible(1);			\
-	(condition);							\
+	}								\
+	met_;								\
 })
 
 /* ---- policies --------------------------------------------------------- */
@@ -698,6 +703,14 @@ static bool wait_for_roamer(struct roamer *roamer, unsigned int used)
 	return true;
 }
 
+/* The CPU is lazy on nothing that was dropped. */
+static bool is_done(struct fixture *f, unsigned int cpu)
+{
+	unsigned long slot = raw_slot(cpu);
+
+	return !slot || slot == (unsigned long)f->park;
+}
+
 /*
  * A thread may be preempted anywhere in kthread_use_mm() and kthread_unuse_mm(),
  * and go on elsewhere. Whoever preempts it is lazy on its mm, and stays so: the
@@ -744,12 +757,8 @@ static void use_mm_preempted_and_migrated(struct kunit *test)
 			mmput(roamer->mm[i]);
 		/* The roamer may have been done before it was sent away. */
 		if (shoots()) {
-			unsigned long park = (unsigned long)f->park;
-
-			KUNIT_EXPECT_TRUE(test, wait_for(!raw_slot(f->cpu[here]) ||
-						    raw_slot(f->cpu[here]) == park));
-			KUNIT_EXPECT_TRUE(test, wait_for(!raw_slot(f->cpu[there]) ||
-						    raw_slot(f->cpu[there]) == park));
+			KUNIT_EXPECT_TRUE(test, wait_for(is_done(f, f->cpu[here])));
+			KUNIT_EXPECT_TRUE(test, wait_for(is_done(f, f->cpu[there])));
 		}
 		make_lazy(f, here, f->park);
 		make_lazy(f, there, f->park);
@@ -917,18 +926,18 @@ static void drop_in_irq_work(struct irq_work *work)
 static DECLARE_TASKLET(dropping_tasklet, drop_in_tasklet);
 static struct irq_work dropping_irq_work = IRQ_WORK_INIT_HARD(drop_in_irq_work);
 
-enum context { TASK, BH_DISABLED, IRQS_DISABLED, SPINLOCK, SOFTIRQ, HARDIRQ, NR_CONTEXTS };
+enum context { TASK, WITH_BH_OFF, WITH_IRQS_OFF, SPINLOCK, SOFTIRQ, HARDIRQ, NR_CONTEXTS };
 
 static void drop_in(enum context context)
 {
 	dropped_it = false;
 	switch (context) {
-	case BH_DISABLED:
+	case WITH_BH_OFF:
 		local_bh_disable();
 		drop_it();
 		local_bh_enable();
 		break;
-	case IRQS_DISABLED:
+	case WITH_IRQS_OFF:
 		local_irq_disable();
 		drop_it();
 		local_irq_enable();
@@ -984,9 +993,9 @@ static void wait_fn(struct order *order)
 	local_irq_save(flags);
 	WRITE_ONCE(order->runs, true);
 	/* Two seconds: if that is not enough, the other one waits as well. */
-	for (i = 0; i < 200000 && !order->got_it; i++) {
+	for (i = 0; i < 400000 && !order->got_it; i++) {
 		order->got_it = raw_spin_trylock(&some_lock);
-		udelay(10);
+		udelay(5);
 	}
 	if (order->got_it)
 		raw_spin_unlock(&some_lock);
@@ -1061,10 +1070,10 @@ static void let_go_waits_for_pi_lock(struct kunit *test)
 
 	raw_spin_lock_irqsave(&task->pi_lock, flags);
 	WRITE_ONCE(dropper.go, true);
-	for (i = 0; i < 100000 && !seen; i++) {
+	for (i = 0; i < 200000 && !seen; i++) {
 		/* The interrupt has begun. */
 		seen = READ_ONCE(task->active_mm) == &init_mm;
-		udelay(10);
+		udelay(5);
 	}
 	mdelay(10);
 	slot = raw_slot(f->cpu[1]);
@@ -1080,7 +1089,7 @@ static void let_go_waits_for_pi_lock(struct kunit *test)
 
 /* ---- all at once ------------------------------------------------------ */
 
-#define RACES	600
+#define RACES	200
 #define RACERS	3
 
 static void get_set_go(atomic_t *ready, unsigned int delay)
@@ -1095,6 +1104,7 @@ static void get_set_go(atomic_t *ready, unsigned int delay)
 /* Becomes lazy on @mm, and returns it when it is told to go, a little later. */
 static void race_fn(struct order *order)
 {
+	/* Pairs with smp_store_release() in the test below. */
 	while (!smp_load_acquire(&order->go))
 		cpu_relax();
 	kthread_use_mm(order->mm);
@@ -1125,6 +1135,7 @@ static void race(struct kunit *test, bool change)
 			racer[i].f = f;
 			racer[i].ready = &ready;
 			racer[i].delay = round * (i + 1) % 97;
+			/* Pairs with smp_load_acquire() in race_fn(). */
 			smp_store_release(&racer[i].go, true);
 		}
 		/* Those who use it have gone on. */

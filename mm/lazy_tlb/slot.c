@@ -66,7 +66,7 @@ static DEFINE_PER_CPU(struct irq_work, lazy_tlb_nudge_work) =
 
 /**
  * lazy_tlb_nudge() - ask another CPU to let go of the mm that it was handed
- * @cpu: an online CPU, which cannot go offline before this returns
+ * @cpu: a CPU, which does not go offline by hotplug before this returns
  *
  * Nobody waits for it, not even for an earlier one: smp_call_function_many()
  * could wait for that, and the caller may hold a lock that the other CPU waits
@@ -80,5 +80,6 @@ void lazy_tlb_nudge(unsigned int cpu)
 	 * Fully ordered against irq_work_single() if the work is pending already:
 	 * that one then sees the tag in the slot.
 	 */
-	irq_work_queue_on(per_cpu_ptr(&lazy_tlb_nudge_work, cpu), cpu);
+	if (likely(cpu_online(cpu)))	/* if not, smp_send_stop() has stopped it */
+		irq_work_queue_on(per_cpu_ptr(&lazy_tlb_nudge_work, cpu), cpu);
 }

@@ -7,14 +7,13 @@
 
 #include <linux/tracepoint.h>
 
-struct mm_struct;
-
 /*
  * mm_count of an mm has become zero for the first time. What the fields count is
- * what the lazy_tlb_* lines of /proc/vmstat sum up.
+ * what the lazy_tlb_* lines of /proc/vmstat sum up. The mm may be freed already:
+ * its address is no more than a name.
  */
 TRACE_EVENT(lazy_tlb_final_drop,
-	    TP_PROTO(const struct mm_struct *mm, const char *policy,
+	    TP_PROTO(const void *mm, const char *policy,
 		     unsigned int scanned, unsigned int handed,
 		     unsigned int nudged),
 	    TP_ARGS(mm, policy, scanned, handed, nudged),

@@ -25,7 +25,10 @@ use crate::{
     },
     types::NotThreadSafe, //
 };
-use core::ptr::NonNull;
+use core::ptr::{
+    self,
+    NonNull, //
+};
 
 /// In a slot, beside the address of the mm: the CPU has been handed a reference.
 const HANDED: usize = bindings::LAZY_TLB_SLOT_HANDED as usize;
@@ -57,7 +60,7 @@ pub struct Outcome {
     pub handed: usize,
 }
 
-/// A CPU that was handed a reference on an mm, and cannot go offline while this exists.
+/// A CPU that was handed a reference on an mm, and does not go offline while this exists.
 pub struct Handed<'a> {
     cpu: CpuId,
     _pinned: &'a PreemptDisabled,
@@ -73,8 +76,8 @@ impl Handed<'_> {
             return false;
         }
 
-        // SAFETY: The CPU was lazy, so it was online, after preemption had been disabled. It
-        // cannot go offline before preemption is enabled again.
+        // SAFETY: The CPU was lazy after preemption had been disabled. So it was online, and does
+        // not go offline by hotplug before preemption is enabled again.
         unsafe { bindings::lazy_tlb_nudge(u32::from(self.cpu)) };
         true
     }
@@ -135,8 +138,8 @@ impl FinalDrop {
     ///
     /// # Safety
     ///
-    /// `mm` must point to a valid `mm_struct`, called from `__mmdrop()` only, whose `mm_count` has
-    /// just become zero by a fully ordered operation. The caller must do what
+    /// `mm` must point to a valid `mm_struct` whose `mm_count` has just become zero by a fully
+    /// ordered operation, and which nobody else is going to free. The caller must do what
     /// [`Outcome::unused`] says.
     #[inline]
     pub unsafe fn from_raw(mm: NonNull<bindings::mm_struct>) -> Self {
@@ -146,7 +149,7 @@ impl FinalDrop {
     }
 
     #[inline]
-    fn count(&self) -> &Atomic<i32> {
+    fn mm_count(&self) -> &Atomic<i32> {
         // SAFETY: The mm is valid by the type invariant, and `mm_count` is an atomic_t.
         unsafe { Atomic::from_ptr(bindings::mm_count_ptr(self.0.as_ptr())) }
     }
@@ -187,14 +190,14 @@ impl FinalDrop {
             if !counted {
                 // Our own, until all CPUs were seen. Nobody else can access the count yet: there is
                 // no reference. Others see it by way of `cmpxchg()`.
-                self.count().store(1, Relaxed);
+                self.mm_count().store(1, Relaxed);
                 counted = true;
             }
 
             let pinned = PreemptDisabled::new();
 
             // Comes before the tag: the CPU may drop it at once.
-            self.count().add(1, Relaxed);
+            self.mm_count().add(1, Relaxed);
             // Pairs with `xchg()` in `lazy_tlb_return()`, which either finds the tag, or comes
             // before, so that this fails. Then this orders nothing, but `fetch_sub()` below does.
             if slot.cmpxchg(address, address | HANDED, Full).is_ok() {
@@ -204,13 +207,14 @@ impl FinalDrop {
                     _pinned: &pinned,
                 });
             } else {
-                self.count().add(-1, Relaxed);
+                self.mm_count().add(-1, Relaxed);
             }
         }
 
-        // Fully ordered: frees the mm after the last access of those that were not handed a
-        // reference, and of those that have dropped theirs.
-        outcome.unused = !counted || self.count().fetch_sub(1, Full) == 1;
+        // Pairs with `xchg()` and the `mmdrop()` after it of the other CPUs: what comes next, freeing
+        // the mm, comes after the last access of those that were not handed a reference, and of
+        // those that have dropped theirs.
+        outcome.unused = !counted || self.mm_count().fetch_sub(1, Full) == 1;
         outcome
     }
 }
@@ -236,6 +240,49 @@ pub enum Event {
 pub fn count(event: Event, n: usize) {
     // SAFETY: `event` is a valid `vm_event_item`.
     unsafe { bindings::count_vm_events(event as u32, n as c_long) };
+}
+
+/// The tracepoints, see `include/trace/events/lazy_tlb.h`.
+mod trace {
+    use super::*;
+
+    crate::tracepoint::declare_trace! {
+        /// # Safety
+        ///
+        /// `policy` must point to a nul-terminated string. `mm` need not be valid.
+        pub(super) unsafe fn lazy_tlb_final_drop(
+            mm: *const c_void,
+            policy: *const c_char,
+            scanned: c_uint,
+            handed: c_uint,
+            nudged: c_uint,
+        );
+
+        /// # Safety
+        ///
+        /// Both must point to nul-terminated strings.
+        pub(super) unsafe fn lazy_tlb_policy(before: *const c_char, after: *const c_char);
+    }
+}
+
+/// Traces the final drop of the mm that is, or was, at `address`.
+pub fn trace_final_drop(address: usize, policy: &'static CStr, outcome: &Outcome, nudged: usize) {
+    // SAFETY: `policy` is nul-terminated.
+    unsafe {
+        trace::lazy_tlb_final_drop(
+            ptr::without_provenance(address),
+            policy.as_char_ptr(),
+            outcome.scanned as c_uint,
+            outcome.handed as c_uint,
+            nudged as c_uint,
+        )
+    };
+}
+
+/// Traces a change of the policy.
+pub fn trace_policy(before: &'static CStr, after: &'static CStr) {
+    // SAFETY: Both are nul-terminated.
+    unsafe { trace::lazy_tlb_policy(before.as_char_ptr(), after.as_char_ptr()) };
 }
 
 /// Counts the CPUs that are lazy on `mm` right now, as far as that is not counted in `mm_count`.

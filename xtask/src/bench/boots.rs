@@ -548,8 +548,6 @@ pub mod tests {
         assert!(refusal(&asked).contains("lazy_tlb=handovers"));
         let seen = raw("handover").replace("perf policy handover", "perf policy shootdown");
         assert!(refusal(&seen).contains("perf saw the policy shootdown"));
-        let seen = raw("handover").replace("trip policy=handover", "trip policy=shootdown");
-        assert!(refusal(&seen).contains("benchmark saw the policy shootdown"));
         let cut = raw("handover").replace(" trips=10000", "");
         assert!(refusal(&cut).contains("damaged"));
     }

@@ -316,7 +316,12 @@ impl Work<'_> {
         let Work { project, plan, .. } = self;
         let guest = TestGuest::new(project, self.shop, kind, built)?;
         let firmware = built.variant.firmware(kind.arch(), policy)?;
-        let guest = guest.lasting(plan.seconds, firmware);
+        let guest = TestGuest {
+            seconds: plan.seconds,
+            firmware,
+            kunit: policy == policy::DEFAULT,
+            ..guest
+        };
         let name = built.variant.guest(kind.name);
         let log = format!("test-{}-{policy}", name.replace('/', "-"));
         let found = match policy {

@@ -68,7 +68,9 @@ pub fn git(dir: &Path) -> Command {
     let mut git = Command::new("git");
     git.arg("-C")
         .arg(dir)
-        .args(["-c", "safe.directory=*", "-c", "core.quotePath=false"]);
+        .args(["-c", "safe.directory=*", "-c", "core.quotePath=false"])
+        // A function that other code moves away from stays whole.
+        .args(["-c", "diff.algorithm=patience"]);
     git.env("GIT_CONFIG_GLOBAL", "/dev/null")
         .env("GIT_CONFIG_NOSYSTEM", "1")
         .env("LC_ALL", "C");

@@ -80,7 +80,7 @@ TEST_F(policy, bad_values_change_nothing)
 	static const char * const bad[] = {
 		"\n", " ", "refcoun", "refcountx", "Refcount", "defer", "shootdown,handover",
 		"shootdown handover", "handover\nrefcount", "1", "\377",
-		"refcount refcount refcount refcount",
+		"refcount handover shootdown refcount",
 		"handover        x",	/* were it cut, it would be good */
 	};
 	char huge[2048];
