@@ -1,22 +1,24 @@
 //! The emulator's side: its functions, and those that it calls.
 //!
 //! Few enough to declare here: the bindings on crates.io are for one version of the API each and need a
-//! newer rustc than the workspace.
+//! newer rustc than the workspace. Not all are of the plugin API: QEMU 10 tells a plugin the CPU that
+//! translated a block, not the one that runs it, where all CPUs are in one thread (`gen_cpu_index()`).
+//! Debian's exports its own functions to its modules, and so to a plugin.
 #![allow(unsafe_code)]
 
 use std::ffi::{c_char, c_int, c_uint, c_void, CStr};
 use std::fs::File;
 use std::io::Write;
+use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Mutex, OnceLock};
 
 use crate::count::Counts;
 use crate::kind::{kind, Kind};
-use crate::model::Access;
+use crate::model::{Access, CPUS};
 
 type Id = u64;
 type Simple = extern "C" fn(Id);
 type OnTranslation = extern "C" fn(Id, *mut Tb);
-type OnCpu = extern "C" fn(Id, c_uint);
 type OnExec = extern "C" fn(c_uint, *mut c_void);
 type OnMemory = extern "C" fn(c_uint, u32, u64, *mut c_void);
 
@@ -29,6 +31,9 @@ struct Insn([u8; 0]);
 /// Opaque.
 #[repr(C)]
 struct HwAddr([u8; 0]);
+/// Opaque.
+#[repr(C)]
+struct Cpu([u8; 0]);
 /// The beginning of `qemu_info_t`.
 #[repr(C)]
 pub struct Info {
@@ -42,7 +47,6 @@ const READS_AND_WRITES: c_int = 3;
 
 extern "C" {
     fn qemu_plugin_register_vcpu_tb_trans_cb(id: Id, cb: OnTranslation);
-    fn qemu_plugin_register_vcpu_idle_cb(id: Id, cb: Option<OnCpu>);
     fn qemu_plugin_register_vcpu_tb_exec_cb(
         tb: *mut Tb,
         cb: OnExec,
@@ -71,6 +75,9 @@ extern "C" {
     fn qemu_plugin_get_hwaddr(info: u32, vaddr: u64) -> *mut HwAddr;
     fn qemu_plugin_hwaddr_is_io(addr: *const HwAddr) -> bool;
     fn qemu_plugin_hwaddr_phys_addr(addr: *const HwAddr) -> u64;
+    fn qemu_get_cpu(index: c_int) -> *mut Cpu;
+    fn cpu_exit(cpu: *mut Cpu);
+    fn dlsym(library: *mut c_void, name: *const c_char) -> *mut c_void;
     fn free(memory: *mut c_void);
 }
 
@@ -94,6 +101,33 @@ static COUNTS: Mutex<Option<Counts>> = Mutex::new(None);
 
 fn setup() -> &'static Setup {
     SETUP.get().expect("the plugin is installed")
+}
+
+/// Where the thread that runs all CPUs has the one that it runs.
+static CURRENT: AtomicPtr<*mut Cpu> = AtomicPtr::new(std::ptr::null_mut());
+/// That CPU and its number, as they were last seen.
+static LAST: (AtomicPtr<Cpu>, AtomicUsize) =
+    (AtomicPtr::new(std::ptr::null_mut()), AtomicUsize::new(0));
+
+/// The CPU that runs.
+fn current() -> *mut Cpu {
+    // SAFETY: it is a variable of this thread, which is the only one to run a CPU.
+    unsafe { *CURRENT.load(Relaxed) }
+}
+
+/// Its number.
+fn number() -> usize {
+    let cpu = current();
+    if cpu != LAST.0.load(Relaxed) {
+        // SAFETY: an ordinary call.
+        let is_it = |i: &usize| unsafe { qemu_get_cpu(*i as c_int) } == cpu;
+        let found = (0..CPUS)
+            .find(is_it)
+            .unwrap_or_else(|| std::process::abort());
+        LAST.0.store(cpu, Relaxed);
+        LAST.1.store(found, Relaxed);
+    }
+    LAST.1.load(Relaxed)
 }
 
 /// Does something with the counts. A panic must not go through the emulator: there is none to go on.
@@ -184,6 +218,13 @@ extern "C" fn look_for_arm(_: Id, tb: *mut Tb) {
 }
 
 extern "C" fn arm(_: c_uint, _: *mut c_void) {
+    // SAFETY: an ordinary call; of a variable of each thread it returns this one's.
+    let current = unsafe { dlsym(std::ptr::null_mut(), c"current_cpu".as_ptr()) };
+    if current.is_null() {
+        eprintln!("lines: this emulator does not say which CPU it runs");
+        std::process::abort();
+    }
+    CURRENT.store(current.cast(), Relaxed);
     // SAFETY: an ordinary call. All blocks are translated anew.
     unsafe { qemu_plugin_reset(setup().id, armed) };
 }
@@ -225,25 +266,18 @@ extern "C" fn translate(_: Id, tb: *mut Tb) {
     }
 }
 
-extern "C" fn run(cpu: c_uint, insns: *mut c_void) {
-    if with_counts(|counts| counts.run(cpu as usize, insns.addr() as u64)) {
-        let id = setup().id;
-        // SAFETY: ordinary calls. Whoever changes what is called has every CPU leave its turn to hear
-        // of it, at the end of this block.
-        unsafe {
-            qemu_plugin_register_vcpu_idle_cb(id, Some(idle));
-            qemu_plugin_register_vcpu_idle_cb(id, None);
-        }
+extern "C" fn run(_: c_uint, insns: *mut c_void) {
+    if with_counts(|counts| counts.run(number(), insns.addr() as u64)) {
+        // SAFETY: an ordinary call. The next CPU gets its turn after this block.
+        unsafe { cpu_exit(current()) };
     }
 }
 
-extern "C" fn idle(_: Id, _: c_uint) {}
-
-extern "C" fn special(cpu: c_uint, insn: *mut c_void) {
-    with_counts(|counts| counts.special(cpu as usize, insn.addr() as u32));
+extern "C" fn special(_: c_uint, insn: *mut c_void) {
+    with_counts(|counts| counts.special(number(), insn.addr() as u32));
 }
 
-extern "C" fn memory(cpu: c_uint, info: u32, virt: u64, insn: *mut c_void) {
+extern "C" fn memory(_: c_uint, info: u32, virt: u64, insn: *mut c_void) {
     // SAFETY: the emulator's own access, while it makes it.
     let (write, phys) = unsafe {
         let addr = qemu_plugin_get_hwaddr(info, virt);
@@ -255,7 +289,7 @@ extern "C" fn memory(cpu: c_uint, info: u32, virt: u64, insn: *mut c_void) {
             qemu_plugin_hwaddr_phys_addr(addr),
         )
     };
-    let (cpu, insn) = (cpu as usize, insn.addr() as u32);
+    let (cpu, insn) = (number(), insn.addr() as u32);
     with_counts(|counts| {
         counts.access(Access {
             cpu,
