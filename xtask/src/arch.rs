@@ -39,6 +39,8 @@ pub struct Arch {
     pub sysrq: &'static [u8],
     /// The ELF machine number of its programs.
     pub elf_machine: u16,
+    /// How long a cache line is.
+    pub line_bytes: u64,
     /// The compiler for static guest programs.
     pub gcc: &'static str,
     /// The packages that bring it with a C library.
@@ -69,6 +71,7 @@ pub static ARCHES: [Arch; 6] = [
         console: "ttyS0",
         sysrq: BREAK_L,
         elf_machine: object::elf::EM_X86_64,
+        line_bytes: 64,
         gcc: "gcc",
         gcc_packages: &["gcc", "libc6-dev"],
         least_rustc: [1, 85, 0],
@@ -90,6 +93,7 @@ pub static ARCHES: [Arch; 6] = [
         console: "ttyAMA0",
         sysrq: BREAK_L,
         elf_machine: object::elf::EM_AARCH64,
+        line_bytes: 64,
         gcc: "aarch64-linux-gnu-gcc",
         gcc_packages: &["gcc-aarch64-linux-gnu", "libc6-dev-arm64-cross"],
         least_rustc: [1, 85, 0],
@@ -113,6 +117,7 @@ pub static ARCHES: [Arch; 6] = [
         console: "ttyS0",
         sysrq: CTRL_O_L,
         elf_machine: object::elf::EM_S390,
+        line_bytes: 256,
         gcc: "s390x-linux-gnu-gcc",
         gcc_packages: &["gcc-s390x-linux-gnu", "libc6-dev-s390x-cross"],
         least_rustc: [1, 96, 0],
@@ -130,6 +135,7 @@ pub static ARCHES: [Arch; 6] = [
         console: "hvc0",
         sysrq: CTRL_O_L,
         elf_machine: object::elf::EM_PPC64,
+        line_bytes: 128,
         gcc: "powerpc64le-linux-gnu-gcc",
         gcc_packages: &["gcc-powerpc64le-linux-gnu", "libc6-dev-ppc64el-cross"],
         least_rustc: [1, 95, 0],
@@ -148,6 +154,7 @@ pub static ARCHES: [Arch; 6] = [
         console: "ttyS0",
         sysrq: BREAK_L,
         elf_machine: object::elf::EM_RISCV,
+        line_bytes: 64,
         gcc: "riscv64-linux-gnu-gcc",
         gcc_packages: &["gcc-riscv64-linux-gnu", "libc6-dev-riscv64-cross"],
         least_rustc: [1, 85, 0],
@@ -166,6 +173,7 @@ pub static ARCHES: [Arch; 6] = [
         console: "tty0",
         sysrq: b"",
         elf_machine: object::elf::EM_X86_64,
+        line_bytes: 64,
         gcc: "gcc",
         gcc_packages: &["gcc", "libc6-dev"],
         least_rustc: [1, 85, 0],

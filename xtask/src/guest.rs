@@ -1,5 +1,6 @@
 //! Booting a kernel in an emulator, and a watchdog over it.
 
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
@@ -76,6 +77,8 @@ pub struct Guest<'a> {
     pub echo: bool,
     /// What starts it, if not the emulator's own firmware.
     pub firmware: Option<&'static Firmware>,
+    /// More arguments for the emulator.
+    pub more: Vec<OsString>,
 }
 
 impl<'a> Guest<'a> {
@@ -109,6 +112,7 @@ impl<'a> Guest<'a> {
             log,
             echo: false,
             firmware: None,
+            more: Vec::new(),
         }
     }
 
@@ -153,6 +157,7 @@ impl<'a> Guest<'a> {
         if let Some(firmware) = self.firmware {
             qemu.args(["-bios", firmware.file]).args(firmware.args);
         }
+        qemu.args(&self.more);
         qemu
     }
 

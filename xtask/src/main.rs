@@ -19,6 +19,8 @@ mod kbuild;
 mod kernelbench;
 mod ktap;
 mod lab;
+mod layout;
+mod lines;
 mod lint;
 mod litmus;
 mod mail;
@@ -34,6 +36,7 @@ mod setup;
 mod sh;
 mod testing;
 mod tidy;
+mod transfers;
 mod tree;
 
 use std::ffi::OsStr;
@@ -268,6 +271,20 @@ enum Bench {
         #[arg(long, value_name = "FILE")]
         json: Option<PathBuf>,
     },
+    /// Which cache lines move per trip to idle and back, counted in the emulator under each policy.
+    #[command(after_help = "Example: cargo xtask bench lines --arch x86_64 --cpus 32")]
+    Lines {
+        #[command(flatten)]
+        target: Target,
+        /// A fragment in configs/variants/.
+        #[arg(long, default_value = "lines")]
+        variant: String,
+        #[command(flatten)]
+        options: lines::Options,
+        /// Write every sample to FILE; without it, into results/.
+        #[arg(long, value_name = "FILE")]
+        json: Option<PathBuf>,
+    },
     /// What a lazy TLB borrow costs on this machine, in a model of the hot path; not the kernel.
     #[command(after_help = "Example: cargo xtask bench model --repeat 9")]
     Model {
@@ -442,6 +459,17 @@ fn run(cli: Cli) -> Result<Exit> {
                 exitbench::run(&project, shop, build, &options, json.as_deref())
             })?;
         }
+        Command::Bench {
+            bench:
+                Some(Bench::Lines {
+                    target,
+                    variant,
+                    options,
+                    json,
+                }),
+        } => with_kernel(&project, &Kernel { target, variant }, |_, build| {
+            lines::run(&project, build, &options, json.as_deref())
+        })?,
         Command::Bench {
             bench: Some(Bench::Model { options, json }),
         } => model::run(&project, &options, json.as_deref())?,
