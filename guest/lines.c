@@ -146,7 +146,16 @@ static long all_trips(void)
 	return sum;
 }
 
-static void trip(struct traveller *self)
+#define LAST	1
+
+static void give(struct traveller *self, char byte)
+{
+	if (write(self->out, &byte, 1) != 1)
+		lazy_fail("write: %s", strerror(errno));
+}
+
+/* Waits for it: this is the trip. */
+static char take(struct traveller *self)
 {
 	char byte;
 
@@ -154,6 +163,7 @@ static void trip(struct traveller *self)
 		lazy_fail("read: %s", strerror(errno));
 	atomic_store_explicit(&self->trips, atomic_load(&self->trips) + 1,
 			      memory_order_relaxed);
+	return byte;
 }
 
 /* Even travellers send first. The first of all says when counting begins and ends. */
@@ -163,6 +173,7 @@ static void *travel(void *arg)
 	long trips = 0, count = lazy_env("LAZY_TLB_TRIPS", 100), switched = 0, begun = 0;
 	bool first = self == travellers;
 	bool sends = (self - travellers) % 2 == 0;
+	char byte;
 
 	if (!lazy_pin(0, self->cpu))
 		lazy_fail("cannot run on CPU %d: %s", self->cpu, strerror(errno));
@@ -182,32 +193,29 @@ static void *travel(void *arg)
 			atomic_store(&stop, true);
 		}
 		if (sends) {
-			bool last = atomic_load(&stop);
-
-			if (write(self->out, last ? "l" : "m", 1) != 1)
-				lazy_fail("write: %s", strerror(errno));
-			if (last)
-				return NULL;
-			trip(self);
-		} else {
-			char byte;
-
-			if (read(self->in, &byte, 1) != 1)
-				lazy_fail("read: %s", strerror(errno));
-			if (byte == 'l')
-				return NULL;
-			atomic_store_explicit(&self->trips, atomic_load(&self->trips) + 1,
-					      memory_order_relaxed);
-			if (write(self->out, &byte, 1) != 1)
-				lazy_fail("write: %s", strerror(errno));
+			byte = atomic_load(&stop) ? LAST : 0;
+			give(self, byte);
 		}
+		if (!sends || byte != LAST)
+			byte = take(self);
+		if (byte == LAST)
+			return NULL;
+		if (!sends)
+			give(self, byte);
 		trips++;
 	}
 }
 
-static void trips(const struct lazy_cpus *cpus, void *policy)
+static void trips(const struct lazy_cpus *cpus, void *unused)
 {
+	char policy[32] = "";
 	int i, there[2], back[2];
+
+	(void)unused;
+	if (lazy_read_file(POLICY, policy, sizeof(policy)))
+		policy[strcspn(policy, "\n")] = '\0';
+	else
+		lazy_policy(policy, sizeof(policy));
 
 	nr_travellers = cpus->nr / 2 * 2;
 	travellers = mmap(NULL, nr_travellers * sizeof(*travellers), PROT_READ | PROT_WRITE,
@@ -215,7 +223,7 @@ static void trips(const struct lazy_cpus *cpus, void *policy)
 	if (travellers == MAP_FAILED)
 		lazy_fail("mmap: %s", strerror(errno));
 	guest_line("lazy-tlb-lines: what=case name=trip policy=%s cpus=%d mm=%#lx size=%ld",
-		   (char *)policy, cpus->nr, own_mm(), object_size("mm_struct"));
+		   policy, cpus->nr, own_mm(), object_size("mm_struct"));
 	for (i = 0; i < nr_travellers; i += 2) {
 		if (pipe(there) || pipe(back))
 			lazy_fail("pipe: %s", strerror(errno));
@@ -253,7 +261,7 @@ int main(void)
 	do {
 		if (*policy && !lazy_write_file(POLICY, policy))
 			guest_problem("cannot set the policy %s: %s", policy, strerror(errno));
-		if (lazy_run(&cpus, trips, policy))
+		if (lazy_run(&cpus, trips, NULL))
 			guest_problem("the threads under %s failed", policy);
 		policy = strtok_r(NULL, ",", &rest);
 	} while (policy);

@@ -41,6 +41,8 @@ pub struct Arch {
     pub elf_machine: u16,
     /// How long a cache line is.
     pub line_bytes: u64,
+    /// Words for the kernel's command line that have it trust the emulator's clock.
+    pub steady: &'static str,
     /// The compiler for static guest programs.
     pub gcc: &'static str,
     /// The packages that bring it with a C library.
@@ -72,6 +74,7 @@ pub static ARCHES: [Arch; 6] = [
         sysrq: BREAK_L,
         elf_machine: object::elf::EM_X86_64,
         line_bytes: 64,
+        steady: "tsc=reliable",
         gcc: "gcc",
         gcc_packages: &["gcc", "libc6-dev"],
         least_rustc: [1, 85, 0],
@@ -94,6 +97,7 @@ pub static ARCHES: [Arch; 6] = [
         sysrq: BREAK_L,
         elf_machine: object::elf::EM_AARCH64,
         line_bytes: 64,
+        steady: "",
         gcc: "aarch64-linux-gnu-gcc",
         gcc_packages: &["gcc-aarch64-linux-gnu", "libc6-dev-arm64-cross"],
         least_rustc: [1, 85, 0],
@@ -118,6 +122,7 @@ pub static ARCHES: [Arch; 6] = [
         sysrq: CTRL_O_L,
         elf_machine: object::elf::EM_S390,
         line_bytes: 256,
+        steady: "",
         gcc: "s390x-linux-gnu-gcc",
         gcc_packages: &["gcc-s390x-linux-gnu", "libc6-dev-s390x-cross"],
         least_rustc: [1, 96, 0],
@@ -136,6 +141,7 @@ pub static ARCHES: [Arch; 6] = [
         sysrq: CTRL_O_L,
         elf_machine: object::elf::EM_PPC64,
         line_bytes: 128,
+        steady: "",
         gcc: "powerpc64le-linux-gnu-gcc",
         gcc_packages: &["gcc-powerpc64le-linux-gnu", "libc6-dev-ppc64el-cross"],
         least_rustc: [1, 95, 0],
@@ -155,6 +161,7 @@ pub static ARCHES: [Arch; 6] = [
         sysrq: BREAK_L,
         elf_machine: object::elf::EM_RISCV,
         line_bytes: 64,
+        steady: "",
         gcc: "riscv64-linux-gnu-gcc",
         gcc_packages: &["gcc-riscv64-linux-gnu", "libc6-dev-riscv64-cross"],
         least_rustc: [1, 85, 0],
@@ -174,6 +181,7 @@ pub static ARCHES: [Arch; 6] = [
         sysrq: b"",
         elf_machine: object::elf::EM_X86_64,
         line_bytes: 64,
+        steady: "",
         gcc: "gcc",
         gcc_packages: &["gcc", "libc6-dev"],
         least_rustc: [1, 85, 0],

@@ -117,6 +117,11 @@ impl Layout {
         found.map_or("?", |(_, name)| name)
     }
 
+    /// Whether the kernel has a symbol.
+    pub fn has(&self, name: &str) -> bool {
+        self.addresses.contains_key(name)
+    }
+
     /// The kernel's own variable at an address, `percpu` being where each CPU's are from where the linker
     /// put them.
     pub fn variable(&self, percpu: &[u64], at: u64) -> Option<&str> {

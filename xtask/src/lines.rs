@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{ensure, Context, Result};
 use clap::Args;
 use comfy_table::{CellAlignment, Table};
 use serde::{Deserialize, Serialize};
@@ -20,8 +20,15 @@ use crate::layout::Layout;
 use crate::project::Project;
 use crate::results::{self, Machine};
 use crate::sh;
-use crate::transfers::{Boot, Section};
+use crate::transfers::{Section, Told};
 
+/// Nothing of this machine's time gets into the guest.
+const STEADY: [&str; 4] = [
+    "-icount",
+    "shift=0,sleep=off",
+    "-rtc",
+    "base=2026-01-01,clock=vm",
+];
 /// How the names of its files begin.
 pub const FILES: &str = "lines-";
 /// How many of the lines that many CPUs share are told.
@@ -250,66 +257,94 @@ pub fn run(
         None => results::of_this_machine(project)?
             .join(format!("{FILES}{}-{}.json", arch.name, options.cpus)),
     };
-    for boot in 1..=options.boots {
-        for policy in &options.policy {
-            let seed = options.seed + boot - 1;
-            let name = format!("lines-{}-{}-{policy}-{boot}", arch.name, options.cpus);
-            let written = project.cache.path(format!("log/{name}.txt"));
-            let append = format!(
-                "lazy_tlb={policy} {} nokaslr LAZY_TLB_TRIPS={} {}",
-                guest::NO_KUNIT,
-                options.trips,
-                options.append.words
+    // One boot has all of them, where the policy can be changed.
+    let turns: Vec<&[String]> = match layout.has("lazy_tlb_param_ops") {
+        true => vec![&options.policy],
+        false => options.policy.chunks(1).collect(),
+    };
+    let pairs = (1..=options.boots).flat_map(|boot| turns.iter().map(move |turn| (boot, *turn)));
+    for (boot, policies) in pairs {
+        let seed = options.seed + boot - 1;
+        let name = format!(
+            "lines-{}-{}-{}-{boot}",
+            arch.name,
+            options.cpus,
+            policies.join("-")
+        );
+        let written = project.cache.path(format!("log/{name}.txt"));
+        let append = format!(
+            "lazy_tlb={} {} nokaslr LAZY_TLB_TRIPS={} LAZY_TLB_POLICIES={} {} {}",
+            policies[0],
+            guest::NO_KUNIT,
+            options.trips,
+            if turns.len() == 1 {
+                policies.join(",")
+            } else {
+                String::new()
+            },
+            arch.steady,
+            options.append.words
+        );
+        let mut argument = plugin.clone().into_os_string();
+        argument.push(",out=");
+        argument.push(&written);
+        argument.push(format!(
+            ",line={},turn={},seed={seed}{marks}",
+            arch.line_bytes, options.turn
+        ));
+        let mut more: Vec<OsString> = STEADY.map(Into::into).into();
+        more.extend([
+            "-seed".into(),
+            seed.to_string().into(),
+            "-plugin".into(),
+            argument,
+        ]);
+        let limit = Duration::from_secs(options.timeout);
+        let guest = Guest {
+            smp: options.cpus as usize,
+            append: append.trim_end(),
+            timeout: limit,
+            silence: limit,
+            more,
+            ..Guest::of(
+                arch,
+                "tcg,thread=single",
+                &image,
+                &initramfs,
+                project.cache.path(format!("log/{name}.log")),
+            )
+        };
+        let report = guest.boot()?;
+        report.check()?;
+        let counted = || {
+            let told = Told::parse(&report.text)?;
+            let sections = Section::parse(&fs::read_to_string(&written)?)?;
+            let asked: Vec<&str> = told.iter().map(|told| &*told.policy).collect();
+            ensure!(
+                asked == policies && sections.len() == policies.len(),
+                "it ran {asked:?}"
             );
-            let limit = Duration::from_secs(options.timeout);
-            // Nothing of the host's time or chance gets in.
-            let mut more: Vec<OsString> = ["-icount", "shift=0,sleep=off", "-rtc"]
-                .map(Into::into)
-                .into();
-            more.extend(["base=2026-01-01,clock=vm", "-seed"].map(Into::into));
-            more.extend([seed.to_string().into(), "-plugin".into()]);
-            let mut argument = plugin.clone().into_os_string();
-            argument.push(",out=");
-            argument.push(&written);
-            argument.push(format!(
-                ",line={},turn={},seed={seed}{marks}",
-                arch.line_bytes, options.turn
-            ));
-            more.push(argument);
-            let guest = Guest {
-                smp: options.cpus as usize,
-                append: append.trim_end(),
-                timeout: limit,
-                silence: limit,
-                more,
-                ..Guest::of(
-                    arch,
-                    "tcg,thread=single",
-                    &image,
-                    &initramfs,
-                    project.cache.path(format!("log/{name}.log")),
-                )
-            };
-            let report = guest.boot()?;
-            report.check()?;
-            let counted = || {
-                let told = Boot::parse(&report.text)?;
-                let section = Section::parse(&fs::read_to_string(&written)?)?;
-                anyhow::Ok(section.samples(&layout, &told))
-            };
-            let counted = counted().map_err(|error| guest.misread(policy, &error))?;
-            let sample = |(what, case, value): (&str, String, f64)| Sample {
-                policy: policy.clone(),
-                boot,
-                what: what.into(),
-                case,
-                cpus: options.cpus,
-                unit: "per trip".into(),
-                value,
-            };
-            results.samples.extend(counted.into_iter().map(sample));
-            sh::write_whole(&path, serde_json::to_string_pretty(&results)?.as_bytes())?;
+            let each = sections.iter().zip(&told);
+            anyhow::Ok(
+                each.map(|(s, told)| s.samples(&layout, told))
+                    .collect::<Vec<_>>(),
+            )
+        };
+        let counted = counted().map_err(|error| guest.misread(&name, &error))?;
+        for (policy, counted) in policies.iter().zip(counted) {
+            results
+                .samples
+                .extend(counted.into_iter().map(|(what, case, value)| Sample {
+                    policy: policy.clone(),
+                    boot,
+                    what: what.into(),
+                    case,
+                    cpus: options.cpus,
+                    unit: "per trip".into(),
+                    value,
+                }));
         }
+        sh::write_whole(&path, serde_json::to_string_pretty(&results)?.as_bytes())?;
     }
     println!("\n{}\n\n{}", results.table(), path.display());
     Ok(())

@@ -11,9 +11,11 @@ use crate::layout::Layout;
 /// What the first process puts in front of its lines.
 const PREFIX: &str = "lazy-tlb-lines: ";
 
-/// What the console says of one boot.
+/// What the console says of the workload under one policy.
 #[derive(Debug, PartialEq)]
-pub struct Boot {
+pub struct Told {
+    /// Empty where the kernel has none.
+    pub policy: String,
     mm: u64,
     mm_size: u64,
     trips: u64,
@@ -21,7 +23,7 @@ pub struct Boot {
     percpu: Vec<u64>,
 }
 
-impl Boot {
+impl Told {
     fn is_mm(&self, at: u64) -> bool {
         (self.mm..self.mm + self.mm_size).contains(&at)
     }
@@ -33,31 +35,38 @@ fn hex(pairs: &BTreeMap<&str, &str>, key: &str) -> Result<u64> {
         .with_context(|| format!("{key}={value} is no address"))
 }
 
-impl Boot {
-    /// Reads it.
-    pub fn parse(console: &str) -> Result<Self> {
+impl Told {
+    /// Reads a console.
+    pub fn parse(console: &str) -> Result<Vec<Self>> {
         let console = console::without_stamps(console);
-        let mut boot = Boot {
-            mm: 0,
-            mm_size: 0,
-            trips: 0,
-            percpu: Vec::new(),
-        };
-        for line in console
-            .lines()
-            .filter_map(|l| l.strip_prefix(PREFIX))
-            .map(pairs)
-        {
+        let lines = console.lines().filter_map(|line| line.strip_prefix(PREFIX));
+        let (mut all, mut percpu) = (Vec::new(), Vec::new());
+        for line in lines.map(pairs) {
             match text(&line, "what")? {
-                "case" => (boot.mm, boot.mm_size) = (hex(&line, "mm")?, number(&line, "size")?),
-                "trips" => boot.trips = number(&line, "trips")?,
-                "percpu" => boot.percpu.push(hex(&line, "offset")?),
+                "percpu" => percpu.push(hex(&line, "offset")?),
+                "case" => all.push(Told {
+                    policy: text(&line, "policy")?.into(),
+                    mm: hex(&line, "mm")?,
+                    mm_size: number(&line, "size")?,
+                    trips: 0,
+                    percpu: percpu.clone(),
+                }),
+                "trips" => {
+                    let told = all.last_mut().context("trips of no workload")?;
+                    told.trips = number(&line, "trips")?;
+                }
                 other => anyhow::bail!("the guest reports an unknown {other}"),
             }
         }
-        ensure!(boot.trips > 0, "the guest made no trips");
-        ensure!(boot.mm > 0, "the workload did not find its own mm");
-        Ok(boot)
+        ensure!(
+            all.iter().all(|told| told.trips > 0),
+            "the guest made no trips"
+        );
+        ensure!(
+            all.iter().all(|told| told.mm > 0),
+            "the workload did not find its own mm"
+        );
+        Ok(all)
     }
 }
 
@@ -87,12 +96,16 @@ pub struct Section {
 }
 
 impl Section {
-    /// Reads it.
-    pub fn parse(written: &str) -> Result<Self> {
-        let mut section = Section::default();
-        let mut ended = false;
+    /// Reads what the plugin wrote, once for each policy.
+    pub fn parse(written: &str) -> Result<Vec<Self>> {
+        let (mut all, mut ended) = (Vec::new(), 0);
         for line in written.lines().map(pairs) {
-            match text(&line, "what")? {
+            let what = text(&line, "what")?;
+            if what == "section" {
+                all.push(Section::default());
+            }
+            let section = all.last_mut().context("no section has begun")?;
+            match what {
                 "cpu" => {
                     section.instructions += number(&line, "instructions")?;
                     section.atomics += number(&line, "atomics")?;
@@ -113,19 +126,19 @@ impl Section {
                         shared: number(&line, "shared")?,
                     });
                 }
-                "end" => ended = true,
+                "end" => ended += 1,
                 _ => (),
             }
         }
         ensure!(
-            ended,
+            ended == all.len(),
             "the plugin did not come to the end of what it counts"
         );
-        Ok(section)
+        Ok(all)
     }
 
     /// What moved, by name: exclusive transfers, and all.
-    fn moved(&self, layout: &Layout, boot: &Boot) -> BTreeMap<String, (u64, u64)> {
+    fn moved(&self, layout: &Layout, told: &Told) -> BTreeMap<String, (u64, u64)> {
         let mut cases = BTreeMap::from(["mm", "slot"].map(|name| (name.to_owned(), (0, 0))));
         let mut add = |name: &str, moves: &Moves| {
             let case = cases.entry(name.to_owned()).or_default();
@@ -133,17 +146,17 @@ impl Section {
             case.1 += moves.exclusive + moves.shared;
         };
         for line in &self.lines {
-            if boot.is_mm(line.at) {
+            if told.is_mm(line.at) {
                 for moves in &line.moves {
                     add("mm", moves);
                     add(
-                        &format!("mm.{}", layout.mm_field(moves.at - boot.mm)),
+                        &format!("mm.{}", layout.mm_field(moves.at - told.mm)),
                         moves,
                     );
                 }
                 continue;
             }
-            let variable = |moves: &Moves| layout.variable(&boot.percpu, moves.at);
+            let variable = |moves: &Moves| layout.variable(&told.percpu, moves.at);
             let of_slot = |moves: &&Moves| variable(moves) == Some("lazy_tlb_slot");
             line.moves
                 .iter()
@@ -165,14 +178,14 @@ impl Section {
     }
 
     /// Everything, per trip.
-    pub fn samples(&self, layout: &Layout, boot: &Boot) -> Vec<(&'static str, String, f64)> {
-        let per_trip = |count: u64| count as f64 / boot.trips as f64;
+    pub fn samples(&self, layout: &Layout, told: &Told) -> Vec<(&'static str, String, f64)> {
+        let per_trip = |count: u64| count as f64 / told.trips as f64;
         let mut samples = Vec::new();
-        for (case, (exclusive, all)) in self.moved(layout, boot) {
+        for (case, (exclusive, all)) in self.moved(layout, told) {
             samples.push(("transfers", case.clone(), per_trip(all)));
             samples.push(("exclusive transfers", case, per_trip(exclusive)));
         }
-        let of_mm = self.lines.iter().filter(|line| boot.is_mm(line.at));
+        let of_mm = self.lines.iter().filter(|line| told.is_mm(line.at));
         samples.push((
             "writes",
             "mm".into(),
@@ -197,11 +210,15 @@ mod tests {
     const CONSOLE: &str = "\
 lazy-tlb-lines: what=percpu cpu=0 offset=0xf0000000
 lazy-tlb-lines: what=percpu cpu=1 offset=0xf0010000
-[    1.000000] lazy-tlb-lines: what=case name=trip policy= cpus=4 mm=0xe000 size=1024
+lazy-tlb-lines: what=case name=trip policy=refcount cpus=4 mm=0xd000 size=1024
+lazy-tlb-lines: what=trips trips=9 switches=21
+[    1.000000] lazy-tlb-lines: what=case name=trip policy=shootdown cpus=4 mm=0xe000 size=1024
 lazy-tlb-lines: what=trips trips=10 switches=21
 ";
     const WRITTEN: &str = "\
 what=section number=1
+what=end
+what=section number=2
 what=cpu cpu=0 instructions=600 atomics=20 barriers=1
 what=cpu cpu=1 instructions=400 atomics=10 barriers=4
 what=line address=0x1800 cpus=4 reads=9 writes=5
@@ -220,9 +237,10 @@ what=end
 ";
 
     fn samples(written: &str) -> Vec<(&'static str, String, f64)> {
-        let boot = Boot::parse(CONSOLE).unwrap();
-        let section = Section::parse(written).unwrap();
-        section.samples(&layout::tests::example(), &boot)
+        let told = Told::parse(CONSOLE).unwrap();
+        let sections = Section::parse(written).unwrap();
+        assert_eq!((told.len(), sections.len()), (2, 2));
+        sections[1].samples(&layout::tests::example(), &told[1])
     }
 
     #[test]
@@ -254,8 +272,8 @@ what=end
     #[test]
     fn a_run_that_did_not_come_to_its_end_is_an_error() {
         assert!(Section::parse(&WRITTEN.replace("what=end\n", "")).is_err());
-        let none = Boot::parse(&CONSOLE.replace("trips=10", "trips=0")).unwrap_err();
+        let none = Told::parse(&CONSOLE.replace("trips=10", "trips=0")).unwrap_err();
         assert!(none.to_string().contains("no trips"), "{none}");
-        assert!(Boot::parse(&CONSOLE.replace("mm=0xe000", "mm=0")).is_err());
+        assert!(Told::parse(&CONSOLE.replace("mm=0xe000", "mm=0")).is_err());
     }
 }
