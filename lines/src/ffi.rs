@@ -42,6 +42,8 @@ pub struct Info {
 
 /// `QEMU_PLUGIN_CB_NO_REGS`
 const NO_REGS: c_int = 0;
+/// How many instructions a CPU's turn is while nothing is counted.
+const BOOT_TURN: usize = 20_000;
 /// `QEMU_PLUGIN_MEM_RW`
 const READS_AND_WRITES: c_int = 3;
 
@@ -111,6 +113,15 @@ static LAST: (AtomicPtr<Cpu>, AtomicUsize) =
 
 /// The CPU that runs.
 fn current() -> *mut Cpu {
+    if CURRENT.load(Relaxed).is_null() {
+        // SAFETY: an ordinary call; of a variable of each thread it returns this one's.
+        let current = unsafe { dlsym(std::ptr::null_mut(), c"current_cpu".as_ptr()) };
+        if current.is_null() {
+            eprintln!("lines: this emulator does not say which CPU it runs");
+            std::process::abort();
+        }
+        CURRENT.store(current.cast(), Relaxed);
+    }
     // SAFETY: it is a variable of this thread, which is the only one to run a CPU.
     unsafe { *CURRENT.load(Relaxed) }
 }
@@ -211,20 +222,28 @@ fn insns(tb: *const Tb) -> impl Iterator<Item = (*mut Insn, u64)> {
 }
 
 extern "C" fn look_for_arm(_: Id, tb: *mut Tb) {
+    // SAFETY: here and below: the emulator's own block and its instructions, while it translates them.
+    unsafe {
+        let nr = qemu_plugin_tb_n_insns(tb);
+        qemu_plugin_register_vcpu_tb_exec_cb(tb, boot, NO_REGS, as_data(nr));
+    }
     for (insn, _) in insns(tb).filter(|(_, at)| *at == setup().arm) {
-        // SAFETY: the emulator's own instruction, while it translates it.
         unsafe { qemu_plugin_register_vcpu_insn_exec_cb(insn, arm, NO_REGS, std::ptr::null_mut()) };
     }
 }
 
-extern "C" fn arm(_: c_uint, _: *mut c_void) {
-    // SAFETY: an ordinary call; of a variable of each thread it returns this one's.
-    let current = unsafe { dlsym(std::ptr::null_mut(), c"current_cpu".as_ptr()) };
-    if current.is_null() {
-        eprintln!("lines: this emulator does not say which CPU it runs");
-        std::process::abort();
+/// The emulator's own turns are of a tenth of a second: a CPU that waits for another waits for long.
+extern "C" fn boot(_: c_uint, insns: *mut c_void) {
+    static RUN: AtomicUsize = AtomicUsize::new(0);
+    let run = RUN.load(Relaxed) + insns.addr();
+    RUN.store(run % BOOT_TURN, Relaxed);
+    if run >= BOOT_TURN {
+        // SAFETY: an ordinary call. The next CPU gets its turn after this block.
+        unsafe { cpu_exit(current()) };
     }
-    CURRENT.store(current.cast(), Relaxed);
+}
+
+extern "C" fn arm(_: c_uint, _: *mut c_void) {
     // SAFETY: an ordinary call. All blocks are translated anew.
     unsafe { qemu_plugin_reset(setup().id, armed) };
 }

@@ -13,6 +13,7 @@ use clap::Args;
 use comfy_table::{CellAlignment, Table};
 use serde::{Deserialize, Serialize};
 
+use crate::arch::Arch;
 use crate::bench::append_option;
 use crate::guest::{self, Append, Guest, GuestFile};
 use crate::kbuild::Build;
@@ -59,6 +60,9 @@ pub struct Options {
     /// The first boot's seed: the same gives the same counts.
     #[arg(long, default_value_t = 1, value_name = "N")]
     pub seed: u32,
+    /// Boot each seed twice, and fail unless the counts are the same.
+    #[arg(long)]
+    pub twice: bool,
     #[command(flatten)]
     pub append: Append,
     /// Seconds until a guest is ended.
@@ -207,6 +211,135 @@ fn marks(program: &Path) -> Result<String> {
     Ok([mark("arm")?, mark("begin")?, mark("end")?].concat())
 }
 
+/// A guest that counts.
+struct CountingGuest<'a> {
+    project: &'a Project,
+    arch: &'static Arch,
+    image: &'a Path,
+    layout: Layout,
+    plugin: PathBuf,
+    marks: String,
+    initramfs: PathBuf,
+}
+
+impl<'a> CountingGuest<'a> {
+    /// Builds the plugin and the workload for a kernel.
+    fn prepare(project: &'a Project, build: &Build<'_>, image: &'a Path) -> Result<Self> {
+        let arch = build.arch;
+        let layout = Layout::of(build)?;
+        let program = project.guest_program(arch, "lines")?;
+        let initramfs = program.with_extension("cpio");
+        let described = GuestFile {
+            path: "layout".into(),
+            bytes: layout.for_guest().into_bytes(),
+        };
+        guest::write_initramfs(
+            &initramfs,
+            &[GuestFile::program("init", &program)?, described],
+        )?;
+        Ok(CountingGuest {
+            project,
+            arch,
+            image,
+            layout,
+            plugin: plugin(project, arch.qemu)?,
+            marks: marks(&program)?,
+            initramfs,
+        })
+    }
+
+    /// One boot has all policies, where they can be changed.
+    fn turns<'b>(&self, policies: &'b [String]) -> Vec<&'b [String]> {
+        match self.layout.has("lazy_tlb_param_ops") {
+            true => vec![policies],
+            false => policies.chunks(1).collect(),
+        }
+    }
+
+    /// Boots it; returns what the console and the plugin say.
+    fn boot(&self, policies: &[String], seed: u32, options: &Options) -> Result<(String, String)> {
+        let (arch, cache) = (self.arch, &self.project.cache);
+        let name = format!(
+            "lines-{}-{}-{}-{seed}",
+            arch.name,
+            options.cpus,
+            policies.join("-")
+        );
+        let written = cache.dir("log")?.join(format!("{name}.txt"));
+        let append = format!(
+            "lazy_tlb={} {} nokaslr LAZY_TLB_TRIPS={} LAZY_TLB_POLICIES={} {} {}",
+            policies[0],
+            guest::NO_KUNIT,
+            options.trips,
+            if policies.len() > 1 {
+                policies.join(",")
+            } else {
+                String::new()
+            },
+            arch.steady,
+            options.append.words
+        );
+        let mut argument = self.plugin.clone().into_os_string();
+        argument.push(",out=");
+        argument.push(&written);
+        argument.push(format!(
+            ",line={},turn={},seed={seed}{}",
+            arch.line_bytes, options.turn, self.marks
+        ));
+        let mut more: Vec<OsString> = STEADY.map(Into::into).into();
+        more.extend(["-seed".into(), seed.to_string().into()]);
+        more.extend(["-plugin".into(), argument]);
+        let limit = Duration::from_secs(options.timeout);
+        let guest = Guest {
+            smp: options.cpus as usize,
+            append: append.trim_end(),
+            timeout: limit,
+            silence: limit,
+            more,
+            ..Guest::of(
+                arch,
+                "tcg,thread=single",
+                self.image,
+                &self.initramfs,
+                cache.path(format!("log/{name}.log")),
+            )
+        };
+        let report = guest.boot()?;
+        report.check()?;
+        Ok((report.text, fs::read_to_string(&written)?))
+    }
+
+    /// Counts under some policies of one boot.
+    fn count(&self, policies: &[String], boot: u32, options: &Options) -> Result<Vec<Sample>> {
+        let seed = options.seed + boot - 1;
+        let (console, written) = self.boot(policies, seed, options)?;
+        if options.twice {
+            let (_, again) = self.boot(policies, seed, options)?;
+            ensure!(again == written, "two boots with the seed {seed} differ");
+        }
+        let (told, sections) = (Told::parse(&console)?, Section::parse(&written)?);
+        let ran: Vec<&str> = told.iter().map(|told| &*told.policy).collect();
+        ensure!(
+            ran == policies && sections.len() == policies.len(),
+            "the policies were {ran:?}, asked were {policies:?}"
+        );
+        let mut samples = Vec::new();
+        for (section, told) in sections.iter().zip(&told) {
+            let counted = section.samples(&self.layout, told).into_iter();
+            samples.extend(counted.map(|(what, case, value)| Sample {
+                policy: told.policy.clone(),
+                boot,
+                what: what.into(),
+                case,
+                cpus: options.cpus,
+                unit: "per trip".into(),
+                value,
+            }));
+        }
+        Ok(samples)
+    }
+}
+
 /// `bench lines` itself: the guests, the file, the table.
 pub fn run(
     project: &Project,
@@ -216,19 +349,7 @@ pub fn run(
 ) -> Result<()> {
     let arch = build.arch;
     let image = build.image()?;
-    let layout = Layout::of(build)?;
-    let plugin = plugin(project, arch.qemu)?;
-    let program = project.guest_program(arch, "lines")?;
-    let marks = marks(&program)?;
-    let initramfs = program.with_extension("cpio");
-    let described = GuestFile {
-        path: "layout".into(),
-        bytes: layout.for_guest().into_bytes(),
-    };
-    guest::write_initramfs(
-        &initramfs,
-        &[GuestFile::program("init", &program)?, described],
-    )?;
+    let guest = CountingGuest::prepare(project, build, &image)?;
     let version = sh::capture(Command::new(arch.qemu).arg("--version"))?;
     let mut results = Results {
         command: format!(
@@ -257,94 +378,13 @@ pub fn run(
         None => results::of_this_machine(project)?
             .join(format!("{FILES}{}-{}.json", arch.name, options.cpus)),
     };
-    // One boot has all of them, where the policy can be changed.
-    let turns: Vec<&[String]> = match layout.has("lazy_tlb_param_ops") {
-        true => vec![&options.policy],
-        false => options.policy.chunks(1).collect(),
-    };
-    let pairs = (1..=options.boots).flat_map(|boot| turns.iter().map(move |turn| (boot, *turn)));
-    for (boot, policies) in pairs {
-        let seed = options.seed + boot - 1;
-        let name = format!(
-            "lines-{}-{}-{}-{boot}",
-            arch.name,
-            options.cpus,
-            policies.join("-")
-        );
-        let written = project.cache.path(format!("log/{name}.txt"));
-        let append = format!(
-            "lazy_tlb={} {} nokaslr LAZY_TLB_TRIPS={} LAZY_TLB_POLICIES={} {} {}",
-            policies[0],
-            guest::NO_KUNIT,
-            options.trips,
-            if turns.len() == 1 {
-                policies.join(",")
-            } else {
-                String::new()
-            },
-            arch.steady,
-            options.append.words
-        );
-        let mut argument = plugin.clone().into_os_string();
-        argument.push(",out=");
-        argument.push(&written);
-        argument.push(format!(
-            ",line={},turn={},seed={seed}{marks}",
-            arch.line_bytes, options.turn
-        ));
-        let mut more: Vec<OsString> = STEADY.map(Into::into).into();
-        more.extend([
-            "-seed".into(),
-            seed.to_string().into(),
-            "-plugin".into(),
-            argument,
-        ]);
-        let limit = Duration::from_secs(options.timeout);
-        let guest = Guest {
-            smp: options.cpus as usize,
-            append: append.trim_end(),
-            timeout: limit,
-            silence: limit,
-            more,
-            ..Guest::of(
-                arch,
-                "tcg,thread=single",
-                &image,
-                &initramfs,
-                project.cache.path(format!("log/{name}.log")),
-            )
-        };
-        let report = guest.boot()?;
-        report.check()?;
-        let counted = || {
-            let told = Told::parse(&report.text)?;
-            let sections = Section::parse(&fs::read_to_string(&written)?)?;
-            let asked: Vec<&str> = told.iter().map(|told| &*told.policy).collect();
-            ensure!(
-                asked == policies && sections.len() == policies.len(),
-                "it ran {asked:?}"
-            );
-            let each = sections.iter().zip(&told);
-            anyhow::Ok(
-                each.map(|(s, told)| s.samples(&layout, told))
-                    .collect::<Vec<_>>(),
-            )
-        };
-        let counted = counted().map_err(|error| guest.misread(&name, &error))?;
-        for (policy, counted) in policies.iter().zip(counted) {
+    for boot in 1..=options.boots {
+        for policies in guest.turns(&options.policy) {
             results
                 .samples
-                .extend(counted.into_iter().map(|(what, case, value)| Sample {
-                    policy: policy.clone(),
-                    boot,
-                    what: what.into(),
-                    case,
-                    cpus: options.cpus,
-                    unit: "per trip".into(),
-                    value,
-                }));
+                .extend(guest.count(policies, boot, options)?);
+            sh::write_whole(&path, serde_json::to_string_pretty(&results)?.as_bytes())?;
         }
-        sh::write_whole(&path, serde_json::to_string_pretty(&results)?.as_bytes())?;
     }
     println!("\n{}\n\n{}", results.table(), path.display());
     Ok(())
