@@ -172,6 +172,21 @@ impl Results {
         }
         table.to_string()
     }
+
+    /// Its part of the report.
+    pub fn section(&self, file: &str) -> String {
+        format!(
+            "\n### {}, {} CPUs\n\nvariant {}, lines of {} bytes, {}.\n\n\
+             From `{file}`; again: `{}`\n\n{}\n",
+            self.guest,
+            self.guest_cpus,
+            self.variant,
+            self.line_bytes,
+            self.qemu,
+            self.command,
+            self.table(),
+        )
+    }
 }
 
 /// Builds the plugin for the emulator that is there.
@@ -391,7 +406,7 @@ pub fn run(
 }
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use super::*;
 
     fn sample(policy: &str, boot: u32, what: &str, case: &str, value: f64) -> Sample {
@@ -406,9 +421,8 @@ mod tests {
         }
     }
 
-    #[test]
-    fn the_table_has_the_mm_first_and_then_what_moves_most() {
-        let results = Results {
+    pub fn example() -> Results {
+        Results {
             command: "cargo xtask bench lines".into(),
             machine: Machine::parse("model name\t: Some CPU\n", "x86_64", "6.1.0"),
             guest: "x86_64".into(),
@@ -424,7 +438,12 @@ mod tests {
                 sample("refcount", 1, "transfers", "mm.pgd", 0.001),
                 sample("shootdown", 1, "transfers", "mm", 0.0),
             ],
-        };
+        }
+    }
+
+    #[test]
+    fn the_table_has_the_mm_first_and_then_what_moves_most() {
+        let results = example();
         let table = results.table();
         let rows: Vec<&str> = table.lines().skip(2).collect();
         let starts = |row: usize, text: &str| assert!(rows[row].starts_with(text), "{table}");
