@@ -64,7 +64,7 @@ impl Told {
         );
         ensure!(
             all.iter().all(|told| told.mm > 0),
-            "the workload did not find its own mm"
+            "the workload did not find its own mm: does the kernel have CONFIG_PROC_KCORE?"
         );
         Ok(all)
     }
