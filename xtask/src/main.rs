@@ -19,6 +19,8 @@ mod kbuild;
 mod kernelbench;
 mod ktap;
 mod lab;
+mod layout;
+mod lines;
 mod lint;
 mod litmus;
 mod mail;
@@ -35,6 +37,7 @@ mod setup;
 mod sh;
 mod testing;
 mod tidy;
+mod transfers;
 mod tree;
 
 use std::ffi::OsStr;
@@ -261,6 +264,20 @@ enum Bench {
         #[arg(long, value_name = "FILE")]
         json: Option<PathBuf>,
     },
+    /// Which cache lines move per trip to idle and back, counted in the emulator under each policy.
+    #[command(after_help = "Example: cargo xtask bench lines --arch x86_64 --cpus 32")]
+    Lines {
+        #[command(flatten)]
+        target: Target,
+        /// A fragment in configs/variants/.
+        #[arg(long, default_value = "lines")]
+        variant: String,
+        #[command(flatten)]
+        options: lines::Options,
+        /// Write every sample to FILE; without it, into results/.
+        #[arg(long, value_name = "FILE")]
+        json: Option<PathBuf>,
+    },
     /// How long an exit takes under each policy, changed at run time in a guest; without KVM, emulated.
     #[command(after_help = "Example: cargo xtask bench exit --arch arm64 --icount")]
     Exit {
@@ -438,6 +455,17 @@ fn run(cli: Cli) -> Result<Exit> {
                 }),
         } => with_kernel(&project, &kernel, |shop, build| {
             exitbench::run(&project, shop, build, &options, json.as_deref())
+        })?,
+        Command::Bench {
+            bench:
+                Some(Bench::Lines {
+                    target,
+                    variant,
+                    options,
+                    json,
+                }),
+        } => with_kernel(&project, &Kernel { target, variant }, |_, build| {
+            lines::run(&project, build, &options, json.as_deref())
         })?,
         Command::Bench { bench: None } => return bench_everything(project.linux.as_deref()),
         Command::Lab { options } => lab::run(&project, &options)?,
