@@ -30,7 +30,7 @@ impl CpuSet {
         self.0.iter().map(|word| word.count_ones()).sum()
     }
 
-    fn is_empty(&self) -> bool {
+    pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 }
