@@ -30,6 +30,7 @@ impl CpuSet {
         self.0.iter().map(|word| word.count_ones()).sum()
     }
 
+    /// Whether there is none.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
