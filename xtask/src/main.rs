@@ -237,6 +237,20 @@ enum Bench {
         #[arg(long, value_name = "FILE")]
         json: Option<PathBuf>,
     },
+    /// Which cache lines move per trip to idle and back, counted in the emulator under each policy.
+    #[command(after_help = "Example: cargo xtask bench lines --arch x86_64 --cpus 32")]
+    Lines {
+        #[command(flatten)]
+        target: Target,
+        /// A fragment in configs/variants/.
+        #[arg(long, default_value = "lines")]
+        variant: String,
+        #[command(flatten)]
+        options: bench::lines::Options,
+        /// Write every sample to FILE; without it, into results/.
+        #[arg(long, value_name = "FILE")]
+        json: Option<PathBuf>,
+    },
     /// How long an exit takes under each policy, changed at run time in a guest; without KVM, emulated.
     #[command(after_help = "Example: cargo xtask bench exit --arch arm64 --icount")]
     Exit {
@@ -414,6 +428,17 @@ fn run(cli: Cli) -> Result<Exit> {
                 }),
         } => with_kernel(&project, &kernel, |shop, build| {
             bench::exit::run(&project, shop, build, &options, json.as_deref())
+        })?,
+        Command::Bench {
+            bench:
+                Some(Bench::Lines {
+                    target,
+                    variant,
+                    options,
+                    json,
+                }),
+        } => with_kernel(&project, &Kernel { target, variant }, |_, build| {
+            bench::lines::run(&project, build, &options, json.as_deref())
         })?,
         Command::Bench { bench: None } => return bench_everything(project.linux.as_deref()),
         Command::Lab { options } => lab::run(&project, &options)?,

@@ -52,7 +52,7 @@ fn every_command_helps_with_a_sentence_and_an_example() {
         assert_eq!(exit, 0, "{command}");
         assert!(words.contains("Example: cargo xtask"), "{command}: {words}");
     }
-    for bench in ["ipis", "kernel", "perf"] {
+    for bench in ["exit", "ipis", "kernel", "lines", "perf"] {
         let (exit, words) = exit_and_words(&["bench", bench, "--help"]);
         assert_eq!(exit, 0, "{bench}");
         let example = format!("Example: cargo xtask bench {bench}");

@@ -369,7 +369,7 @@ fn own_tests(project: &Project) -> Result<Vec<Case>> {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or("cargo".into()));
     cargo
         .current_dir(&project.repo)
-        .args(["test", "--package", "xtask", "--color", "never"]);
+        .args(["test", "-p", "xtask", "-p", "lines", "--color", "never"]);
     let log = project.cache.dir("log")?.join("cargo-test.log");
     let mut lines = Vec::new();
     let remedy = "run `cargo test` to see it alone";

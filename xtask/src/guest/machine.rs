@@ -1,5 +1,6 @@
 //! Booting a kernel in an emulator, and a watchdog over it.
 
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
@@ -79,6 +80,8 @@ pub struct Guest<'a> {
     pub firmware: Option<&'static Firmware>,
     /// Whether its clock goes by instructions, for which the CPUs have to take turns.
     pub icount: bool,
+    /// More arguments for the emulator.
+    pub more: Vec<OsString>,
 }
 
 impl<'a> Guest<'a> {
@@ -113,6 +116,7 @@ impl<'a> Guest<'a> {
             echo: false,
             firmware: None,
             icount: false,
+            more: Vec::new(),
         }
     }
 
@@ -160,6 +164,7 @@ impl<'a> Guest<'a> {
         if let Some(firmware) = self.firmware {
             qemu.args(["-bios", firmware.file]).args(firmware.args);
         }
+        qemu.args(&self.more);
         qemu
     }
 

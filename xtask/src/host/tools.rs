@@ -146,7 +146,7 @@ impl Machine {
 }
 
 /// Programs that are in PATH or not, and the package that brings each.
-const PROGRAMS: [(&str, &str); 9] = [
+const PROGRAMS: [(&str, &str); 10] = [
     ("git", "git"),
     ("make", "make"),
     ("gcc", "gcc"),
@@ -156,6 +156,7 @@ const PROGRAMS: [(&str, &str); 9] = [
     ("python3", "python3"),
     ("xz", "xz-utils"),
     ("ccache", "ccache"),
+    ("pahole", "dwarves"),
 ];
 
 /// Headers and modules, which only dpkg knows about.

@@ -14,6 +14,7 @@ use serde::de::DeserializeOwned;
 use crate::bench::boots::{self, MEASURES};
 use crate::bench::ipis::{Group, Record, Setting, CELLS, WORKLOADS};
 use crate::bench::kernel;
+use crate::bench::lines;
 use crate::bench::paired;
 use crate::host::arch::{Kind, KINDS};
 use crate::host::failure::{fail, Exit};
@@ -46,6 +47,8 @@ struct Folder {
     /// Each file by its name.
     paired: BTreeMap<String, paired::Results>,
     /// Each file by its name.
+    lines: BTreeMap<String, lines::Results>,
+    /// Each file by its name.
     ipis: BTreeMap<String, Vec<Record>>,
     perf: BTreeMap<String, boots::Results>,
     /// JSON that no benchmark of today writes.
@@ -76,6 +79,12 @@ impl Folder {
                     return Err(bad(&path, "cargo xtask bench exit", "it has no sample"));
                 }
                 folder.paired.insert(name, paired);
+            } else if name.starts_with(lines::FILES) {
+                let lines: lines::Results = parse(&path, "cargo xtask bench lines")?;
+                if lines.samples.is_empty() {
+                    return Err(bad(&path, "cargo xtask bench lines", "it has no sample"));
+                }
+                folder.lines.insert(name, lines);
             } else if name.starts_with(IPIS) {
                 let records: Vec<Record> = parse(&path, "cargo xtask bench ipis")?;
                 if records.is_empty() {
@@ -136,6 +145,14 @@ impl Folder {
         }
         for (file, paired) in &self.paired {
             report.push_str(&paired.section(file));
+        }
+        report.push_str("\n## Cache lines\n");
+        match self.lines.is_empty() {
+            true => report.push_str("\nNothing was counted.\n"),
+            false => report.push_str(LINES_INTRODUCTION),
+        }
+        for (file, lines) in &self.lines {
+            report.push_str(&lines.section(file));
         }
         report.push_str("\n## Missing\n\n");
         report.push_str(&list(&self.missing()));
@@ -240,6 +257,14 @@ type Key = ((usize, String), usize, (usize, String));
 const KERNEL_INTRODUCTION: &str = "
 CPUs borrow and give back one mm, all at once, and do nothing else. A final drop looks at the slots of so
 many CPUs and finds none lazy; on um it also ends a process of the host, which is nearly all of its time.
+";
+
+const LINES_INTRODUCTION: &str = "
+Pairs of threads of one process hand a byte to and fro, the two ends of each pair on different CPUs: a trip goes
+from user to idle and back. A plugin of the emulator counts how often each line has to move to another CPU, all
+caches being as large as it takes; a read that writes asks for its line once. Over the boots: the median, with the
+least and the greatest. `slot` is `lazy_tlb_slot` alone; then come the ten lines that move most, of those that more
+than two CPUs touch. A name with `()` is of the function that moves it most. Nothing here is a time.
 ";
 
 const PAIRED_INTRODUCTION: &str = "

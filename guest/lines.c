@@ -1,0 +1,269 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * The first process of the guests that `bench lines` counts in. Pairs of pinned
+ * threads of one process hand a byte to and fro through pipes, the two ends of
+ * a pair on different CPUs: each trip goes from user to idle and back.
+ *
+ * An emulator's plugin counts from lines_begin() on to lines_end(). What it
+ * cannot know is printed, as `lazy-tlb-lines: what=... key=value ...` lines.
+ *
+ * From the kernel command line: LAZY_TLB_POLICIES (to be set one after the
+ * other; none: the one of this boot), LAZY_TLB_TRIPS (of each thread, 100).
+ * From the file /layout: where things are in the kernel.
+ */
+#include "common.h"
+
+#include <elf.h>
+
+#define POLICY		"/sys/module/kernel/parameters/lazy_tlb"
+#define WARM_UP		20
+
+/* ---- marks -------------------------------------------------------------- */
+
+/* The plugin knows their addresses. */
+#define MARK(name)							\
+void name(void);							\
+__attribute__((noinline, noclone)) void name(void)			\
+{									\
+	asm volatile("" : : : "memory");				\
+}
+
+MARK(lines_arm)
+MARK(lines_begin)
+MARK(lines_end)
+
+/* ---- the kernel's memory ------------------------------------------------ */
+
+/* From the file /layout; 0 where the kernel has no such thing. */
+static unsigned long layout(const char *key)
+{
+	static char buf[4096];
+	char *line = buf;
+	size_t len = strlen(key);
+
+	if (!*buf && !lazy_read_file("/layout", buf, sizeof(buf)))
+		guest_problem("cannot read /layout: %s", strerror(errno));
+	while (line) {
+		if (!strncmp(line, key, len) && line[len] == '=')
+			return strtoul(line + len + 1, NULL, 0);
+		line = strchr(line, '\n');
+		if (line)
+			line++;
+	}
+	return 0;
+}
+
+/* A word of the kernel at a virtual address, 0 where there is none. */
+static unsigned long peek(unsigned long address, size_t size)
+{
+	static Elf64_Phdr segment[64];
+	static int fd, nr;
+	uint64_t word = 0;
+	Elf64_Ehdr header;
+	uint32_t half = 0;
+	int i;
+
+	if (!nr) {
+		fd = open("/proc/kcore", O_RDONLY | O_CLOEXEC);
+		if (fd < 0 || pread(fd, &header, sizeof(header), 0) != sizeof(header) ||
+		    header.e_phnum > 64 ||
+		    pread(fd, segment, header.e_phnum * sizeof(*segment), header.e_phoff) < 0)
+			return 0;
+		nr = header.e_phnum;
+	}
+	for (i = 0; i < nr; i++) {
+		unsigned long at = address - segment[i].p_vaddr;
+
+		if (segment[i].p_type != PT_LOAD || address < segment[i].p_vaddr ||
+		    at >= segment[i].p_memsz)
+			continue;
+		if (size == sizeof(half))
+			return pread(fd, &half, size, segment[i].p_offset + at) == 4 ? half : 0;
+		return pread(fd, &word, size, segment[i].p_offset + at) == 8 ? word : 0;
+	}
+	return 0;
+}
+
+/* The newest of the kernel's tasks is near the end of its list. */
+static unsigned long own_mm(void)
+{
+	unsigned long head = layout("init_task") + layout("task_struct.tasks");
+	unsigned long at = head, task;
+	int i;
+
+	for (i = 0; i < 100; i++) {
+		at = peek(at + sizeof(long), sizeof(long));
+		task = at - layout("task_struct.tasks");
+		if (!at || at == head)
+			break;
+		if (peek(task + layout("task_struct.pid"), 4) == (unsigned long)getpid())
+			return peek(task + layout("task_struct.mm"), sizeof(long));
+	}
+	return 0;
+}
+
+static long object_size(const char *slab)
+{
+	char path[64], buf[32];
+
+	snprintf(path, sizeof(path), "/sys/kernel/slab/%s/object_size", slab);
+	return lazy_read_file(path, buf, sizeof(buf)) ? strtol(buf, NULL, 10) : 0;
+}
+
+/* How often any CPU went from one task to another. */
+static long switches(void)
+{
+	static char buf[256 * 1024];
+	char *line;
+
+	if (!lazy_read_file("/proc/stat", buf, sizeof(buf)))
+		return 0;
+	line = strstr(buf, "\nctxt ");
+	return line ? strtol(line + 6, NULL, 10) : 0;
+}
+
+/* ---- trips -------------------------------------------------------------- */
+
+/* As wide as the widest line there is. */
+struct traveller {
+	int in, out;
+	int cpu;
+	pthread_t thread;
+	atomic_long trips;
+} __attribute__((aligned(256)));
+
+static struct traveller *travellers;
+static int nr_travellers;
+static atomic_bool stop;
+
+static long all_trips(void)
+{
+	long sum = 0;
+	int i;
+
+	for (i = 0; i < nr_travellers; i++)
+		sum += atomic_load(&travellers[i].trips);
+	return sum;
+}
+
+#define LAST	1
+
+static void give(struct traveller *self, char byte)
+{
+	if (write(self->out, &byte, 1) != 1)
+		lazy_fail("write: %s", strerror(errno));
+}
+
+/* Waits for it: this is the trip. */
+static char take(struct traveller *self)
+{
+	char byte;
+
+	if (read(self->in, &byte, 1) != 1)
+		lazy_fail("read: %s", strerror(errno));
+	atomic_store_explicit(&self->trips, atomic_load(&self->trips) + 1,
+			      memory_order_relaxed);
+	return byte;
+}
+
+/* Even travellers send first. The first of all says when counting begins and ends. */
+static void *travel(void *arg)
+{
+	struct traveller *self = arg;
+	long trips = 0, count = lazy_env("LAZY_TLB_TRIPS", 100), switched = 0, begun = 0;
+	bool first = self == travellers;
+	bool sends = (self - travellers) % 2 == 0;
+	char byte;
+
+	if (!lazy_pin(0, self->cpu))
+		lazy_fail("cannot run on CPU %d: %s", self->cpu, strerror(errno));
+	for (;;) {
+		if (first && trips == WARM_UP) {
+			lines_arm();
+		} else if (first && trips == 2 * WARM_UP) {
+			switched = switches();
+			begun = all_trips();
+			lines_begin();
+		} else if (first && trips == 2 * WARM_UP + count) {
+			lines_end();
+			begun = all_trips() - begun;
+			switched = switches() - switched;
+			guest_line("lazy-tlb-lines: what=trips trips=%ld switches=%ld",
+				   begun, switched);
+			atomic_store(&stop, true);
+		}
+		if (sends) {
+			byte = atomic_load(&stop) ? LAST : 0;
+			give(self, byte);
+		}
+		if (!sends || byte != LAST)
+			byte = take(self);
+		if (byte == LAST)
+			return NULL;
+		if (!sends)
+			give(self, byte);
+		trips++;
+	}
+}
+
+static void trips(const struct lazy_cpus *cpus, void *unused)
+{
+	char policy[32] = "";
+	int i, there[2], back[2];
+
+	(void)unused;
+	if (lazy_read_file(POLICY, policy, sizeof(policy)))
+		policy[strcspn(policy, "\n")] = '\0';
+	else
+		lazy_policy(policy, sizeof(policy));
+
+	nr_travellers = cpus->nr / 2 * 2;
+	travellers = mmap(NULL, nr_travellers * sizeof(*travellers), PROT_READ | PROT_WRITE,
+			  MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (travellers == MAP_FAILED)
+		lazy_fail("mmap: %s", strerror(errno));
+	guest_line("lazy-tlb-lines: what=case name=trip policy=%s cpus=%d mm=%#lx size=%ld",
+		   policy, cpus->nr, own_mm(), object_size("mm_struct"));
+	for (i = 0; i < nr_travellers; i += 2) {
+		if (pipe(there) || pipe(back))
+			lazy_fail("pipe: %s", strerror(errno));
+		travellers[i] = (struct traveller){
+			.in = back[0], .out = there[1], .cpu = cpus->cpu[i] };
+		travellers[i + 1] = (struct traveller){
+			.in = there[0], .out = back[1], .cpu = cpus->cpu[i + 1] };
+	}
+	/* The first last: it is the one that counts. */
+	for (i = nr_travellers - 1; i >= 0; i--)
+		if (pthread_create(&travellers[i].thread, NULL, travel, &travellers[i]))
+			lazy_fail("pthread_create: %s", strerror(errno));
+	for (i = 0; i < nr_travellers; i++)
+		pthread_join(travellers[i].thread, NULL);
+}
+
+/* ---- the run ------------------------------------------------------------ */
+
+int main(void)
+{
+	static char none[] = "", list[256];
+	unsigned long offsets;
+	struct lazy_cpus cpus;
+	char *policy, *rest;
+	int i;
+
+	guest_start();
+	lazy_cpus_get(&cpus);
+	offsets = layout("__per_cpu_offset");
+	for (i = 0; offsets && i < cpus.nr; i++)
+		guest_line("lazy-tlb-lines: what=percpu cpu=%d offset=%#lx", cpus.cpu[i],
+			   peek(offsets + cpus.cpu[i] * sizeof(long), sizeof(long)));
+	snprintf(list, sizeof(list), "%s", getenv("LAZY_TLB_POLICIES") ?: "");
+	policy = strtok_r(list, ",", &rest) ?: none;
+	do {
+		if (*policy && !lazy_write_file(POLICY, policy))
+			guest_problem("cannot set the policy %s: %s", policy, strerror(errno));
+		if (lazy_run(&cpus, trips, NULL))
+			guest_problem("the threads under %s failed", policy);
+		policy = strtok_r(NULL, ",", &rest);
+	} while (policy);
+	guest_end();
+}

@@ -1,0 +1,226 @@
+//! What is where in a kernel that is built: its symbols, and the fields of its structs.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::process::Command;
+
+use anyhow::{Context, Result};
+use regex::Regex;
+
+use crate::host::failure::{fail, Exit};
+use crate::host::sh;
+use crate::kernel::build::Build;
+
+/// What pahole prints of a field.
+const FIELD: &str = r"\b(\w+)(?:\[\w*\])*\)?(?:\(.*\))?(?::\d+)?(?: __attribute__.*)?;\s+/\*\s+(\d+)(?::\s*\d+)?\s+(\d+)\s+\*/$";
+
+/// A field of a struct: its name, where it is, how long it is.
+type Field = (String, u64, u64);
+
+/// The fields in what pahole prints of a struct, those of anonymous structs and unions among them.
+fn fields(pahole: &str) -> Vec<Field> {
+    let field = Regex::new(FIELD).expect("a valid pattern");
+    let of = |line: &str| {
+        let found = field.captures(line)?;
+        let number = |i: usize| found[i].parse().ok();
+        Some((found[1].to_owned(), number(2)?, number(3)?))
+    };
+    // The end of a struct without a name has attributes where that would be.
+    let named = |field: &Field| field.0 != "__attribute__";
+    pahole.lines().filter_map(of).filter(named).collect()
+}
+
+/// Which field a place is in: the shortest, for a struct is around its fields. What has no length goes on
+/// to the end.
+fn field_at(fields: &[Field], at: u64) -> &str {
+    let size = |field: &Field| if field.2 == 0 { u64::MAX } else { field.2 };
+    let around = |field: &&Field| field.1 <= at && at - field.1 < size(field);
+    let found = fields.iter().filter(around).min_by_key(|field| size(field));
+    found.map_or("rest", |field| &field.0)
+}
+
+/// What is where in the kernel.
+pub struct Layout {
+    /// From the least address on.
+    symbols: BTreeMap<u64, String>,
+    addresses: BTreeMap<String, u64>,
+    mm: Vec<Field>,
+    task: Vec<Field>,
+}
+
+impl Layout {
+    /// Of a kernel that is built. It has no debug information, so one of its files is compiled again.
+    pub fn of(build: &Build<'_>) -> Result<Self> {
+        let path = build.out.join("System.map");
+        let map =
+            fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
+        let symbol = |line: &str| {
+            let mut words = line.split(' ');
+            let address = u64::from_str_radix(words.next()?, 16).ok()?;
+            Some((address, words.nth(1)?.to_owned()))
+        };
+        let symbols: Vec<(u64, String)> = map.lines().filter_map(symbol).collect();
+        let addresses = symbols
+            .iter()
+            .map(|(at, name)| (name.clone(), *at))
+            .collect();
+        let object = build.out.join("xtask-layout.o");
+        let kept = fs::read_to_string(build.out.join("kernel/.fork.o.cmd"))?;
+        let command = kept.lines().next().and_then(|line| line.split_once(":= "));
+        let command = command.context("kernel/.fork.o.cmd has no command")?.1;
+        // Only what is compiled, without what comes after it.
+        let command = command.split(" ; ").next().unwrap_or_default();
+        let command = command.replace("kernel/.fork.o.d", "xtask-layout.d");
+        let command = command.replace("-o kernel/fork.o", "-g -o xtask-layout.o");
+        sh::capture(
+            Command::new("sh")
+                .current_dir(&build.out)
+                .args(["-c", &command]),
+        )?;
+        let pahole = |name: &str| {
+            let mut pahole = Command::new("pahole");
+            pahole.args(["-C", name]).arg(&object);
+            let printed = sh::capture(&mut pahole).map_err(|error| {
+                fail(
+                    Exit::Environment,
+                    format!("{error:#}"),
+                    "install the package dwarves",
+                )
+            })?;
+            anyhow::Ok(fields(&printed))
+        };
+        Ok(Layout {
+            symbols: symbols.into_iter().collect(),
+            addresses,
+            mm: pahole("mm_struct")?,
+            task: pahole("task_struct")?,
+        })
+    }
+
+    /// What the workload reads of it.
+    pub fn for_guest(&self) -> String {
+        let symbols = ["init_task", "__per_cpu_offset"].into_iter();
+        let mut lines: Vec<String> = symbols
+            .filter_map(|name| Some(format!("{name}={:#x}\n", self.addresses.get(name)?)))
+            .collect();
+        for (name, at, _) in &self.task {
+            if ["tasks", "pid", "mm"].contains(&&**name) {
+                lines.push(format!("task_struct.{name}={at}\n"));
+            }
+        }
+        lines.concat()
+    }
+
+    /// The symbol that an address belongs to.
+    pub fn symbol(&self, at: u64) -> &str {
+        let found = self.symbols.range(..=at).next_back();
+        found.map_or("?", |(_, name)| name)
+    }
+
+    /// Whether the kernel has a symbol.
+    pub fn has(&self, name: &str) -> bool {
+        self.addresses.contains_key(name)
+    }
+
+    /// The kernel's own variable at an address, `percpu` being where each CPU's are from where the linker
+    /// put them.
+    pub fn variable(&self, percpu: &[u64], at: u64) -> Option<&str> {
+        let within = |from: &str, to: &str, at: u64| {
+            let range = *self.addresses.get(from)?..*self.addresses.get(to)?;
+            range.contains(&at).then(|| self.symbol(at))
+        };
+        let mut bases = percpu.iter().map(|offset| at.wrapping_sub(*offset));
+        let percpu = bases.find_map(|at| within("__per_cpu_start", "__per_cpu_end", at));
+        percpu.or_else(|| within("_text", "_end", at))
+    }
+
+    /// The field of mm_struct so many bytes from its start.
+    pub fn mm_field(&self, at: u64) -> &str {
+        field_at(&self.mm, at)
+    }
+}
+
+#[cfg(test)]
+pub mod tests {
+    use super::*;
+
+    const PAHOLE: &str = "\
+struct mm_struct {
+\tstruct {
+\t\tstruct {
+\t\t\tatomic_t   mm_count;             /*     0     4 */
+\t\t} __attribute__((__aligned__(64))) __attribute__((__aligned__(64)));      /*     0    64 */
+
+\t\t/* XXX last struct has 60 bytes of padding */
+
+\t\t/* --- cacheline 1 boundary (64 bytes) --- */
+\t\tint                a __attribute__((__aligned__(64))); /*    64     4 */
+\t\tvoid *             (*get)(int);          /*    72     8 */
+\t\tlong unsigned int  bits[3];              /*    80    24 */
+\t\tunion {
+\t\t\tint        u;                    /*   120     4 */
+\t\t\tlong int   v;                    /*   120     8 */
+\t\t};                                       /*   120     8 */
+\t\tunsigned int       f:3;                  /*   128: 0  4 */
+\t\tstruct {
+\t\t\tint        w;                    /*   136     4 */
+\t\t} gen;                                   /*   136     8 */
+\t} __attribute__((__aligned__(64))) __attribute__((__aligned__(64)));              /*     0   192 */
+\tlong unsigned int          cpu_bitmap[];         /*   192     0 */
+
+\t/* size: 192, cachelines: 3, members: 2 */
+} __attribute__((__aligned__(64)));
+";
+
+    pub fn example() -> Layout {
+        let symbols = [
+            (0x1000, "_text"),
+            (0x1100, "switch"),
+            (0x1200, "wake"),
+            (0x1800, "jiffies"),
+            (0x2000, "__per_cpu_start"),
+            (0x2040, "lazy_tlb_slot"),
+            (0x3000, "__per_cpu_end"),
+            (0x4000, "_end"),
+        ];
+        Layout {
+            symbols: symbols.map(|(at, name)| (at, name.to_owned())).into(),
+            addresses: symbols.map(|(at, name)| (name.to_owned(), at)).into(),
+            mm: vec![("mm_count".into(), 0, 4), ("pgd".into(), 8, 8)],
+            task: vec![("pid".into(), 8, 4)],
+        }
+    }
+
+    #[test]
+    fn a_field_is_found_by_its_place() {
+        let fields = fields(PAHOLE);
+        for (at, name) in [
+            (0, "mm_count"),
+            (3, "mm_count"),
+            (4, "rest"),
+            (64, "a"),
+            (72, "get"),
+            (96, "bits"),
+            (124, "v"),
+            (128, "f"),
+            (136, "w"),
+            (140, "gen"),
+            (192, "cpu_bitmap"),
+            (1000, "cpu_bitmap"),
+        ] {
+            assert_eq!(field_at(&fields, at), name, "{at}");
+        }
+    }
+
+    #[test]
+    fn a_variable_is_found_in_every_cpus_own() {
+        let layout = example();
+        let percpu = [0xf000_0000, 0xf001_0000];
+        let variable = |at| layout.variable(&percpu, at);
+        assert_eq!(variable(0x1804), Some("jiffies"));
+        assert_eq!(variable(0xf000_2047), Some("lazy_tlb_slot"));
+        assert_eq!(variable(0xf001_2040), Some("lazy_tlb_slot"));
+        assert_eq!(variable(0xf001_3000), None);
+        assert_eq!(layout.for_guest(), "task_struct.pid=8\n");
+    }
+}

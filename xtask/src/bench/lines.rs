@@ -1,0 +1,463 @@
+//! `bench lines`: which cache lines move in the kernel, and how often per trip to idle and back, as a
+//! plugin of the emulator (the crate `lines`) counts them. Nothing here is a time.
+
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{ensure, Context, Result};
+use clap::Args;
+use comfy_table::{CellAlignment, Table};
+use serde::{Deserialize, Serialize};
+
+use crate::bench::layout::Layout;
+use crate::bench::transfers::{Section, Told};
+use crate::guest::initramfs::{self, GuestFile};
+use crate::guest::machine::{self, Append, Guest};
+use crate::host::arch::Arch;
+use crate::host::sh;
+use crate::kernel::build::Build;
+use crate::kernel::workshop::Project;
+use crate::results::machine::{of_this_machine, Machine};
+use crate::results::sample::append_option;
+
+/// Nothing of this machine's time gets into the guest.
+const STEADY: [&str; 4] = [
+    "-icount",
+    "shift=0,sleep=off",
+    "-rtc",
+    "base=2026-01-01,clock=vm",
+];
+/// How the names of its files begin.
+pub const FILES: &str = "lines-";
+/// How many of the lines that many CPUs share are told.
+const TOP: usize = 10;
+/// What is counted.
+#[derive(Args, Clone)]
+pub struct Options {
+    /// How many CPUs the guest has, half of them for each end of the pipes.
+    #[arg(long, default_value_t = 4, value_name = "N", value_parser = clap::value_parser!(u32).range(2..=256))]
+    pub cpus: u32,
+    /// The policies.
+    #[arg(
+        long,
+        value_delimiter = ',',
+        value_name = "NAME[,NAME]",
+        default_value = "refcount,shootdown"
+    )]
+    pub policy: Vec<String>,
+    /// How often each policy is booted, each time with another seed.
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub boots: u32,
+    /// Trips of each thread that are counted.
+    #[arg(long, default_value_t = 100, value_name = "N")]
+    pub trips: u32,
+    /// After how many instructions, on the average, it is another CPU's turn.
+    #[arg(long, default_value_t = 300, value_name = "N")]
+    pub turn: u32,
+    /// The first boot's seed: the same gives the same counts.
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    pub seed: u32,
+    /// Boot each seed twice, and fail unless the counts are the same.
+    #[arg(long)]
+    pub twice: bool,
+    #[command(flatten)]
+    pub append: Append,
+    /// Seconds until a guest is ended.
+    #[arg(long, default_value_t = 3600, value_name = "S")]
+    pub timeout: u64,
+}
+
+/// Everything that was counted.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Results {
+    /// How to count it again.
+    pub command: String,
+    #[serde(flatten)]
+    pub machine: Machine,
+    /// The guest's architecture.
+    pub guest: String,
+    pub guest_cpus: u32,
+    pub line_bytes: u64,
+    pub variant: String,
+    pub qemu: String,
+    pub samples: Vec<Sample>,
+}
+
+/// One count.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Sample {
+    pub policy: String,
+    /// From 1.
+    pub boot: u32,
+    /// `transfers`, of which are `exclusive transfers`, `writes`, `instructions`, `atomics`, `barriers` or
+    /// `trips`.
+    pub what: String,
+    /// Of which lines: `mm`, `mm.` and a field, or a symbol of the kernel.
+    pub case: String,
+    pub cpus: u32,
+    pub unit: String,
+    pub value: f64,
+}
+
+/// Over the boots.
+struct Spread(f64, f64, f64);
+
+impl Spread {
+    fn of(samples: &[Sample], policy: &str, what: &str, case: &str) -> Option<Self> {
+        let of = |s: &&Sample| s.policy == policy && s.what == what && s.case == case;
+        let mut values: Vec<f64> = samples.iter().filter(of).map(|s| s.value).collect();
+        values.sort_by(f64::total_cmp);
+        let last = values.len().checked_sub(1)?;
+        Some(Spread(values[last / 2], values[0], values[last]))
+    }
+
+    fn shown(&self) -> String {
+        let Spread(median, min, max) = self;
+        match min == max {
+            true => format!("{median:.2}"),
+            false => format!("{median:.2} ({min:.2}..{max:.2})"),
+        }
+    }
+}
+
+impl Results {
+    fn policies(&self) -> Vec<&str> {
+        let mut policies: Vec<&str> = Vec::new();
+        for sample in &self.samples {
+            if !policies.contains(&&*sample.policy) {
+                policies.push(&sample.policy);
+            }
+        }
+        policies
+    }
+
+    /// A row for each case, those of the mm first, then those that move most; a column for each policy.
+    fn table(&self) -> String {
+        let policies = self.policies();
+        let spread =
+            |policy: &str, what: &str, case: &str| Spread::of(&self.samples, policy, what, case);
+        let most = |case: &str| {
+            let medians = policies
+                .iter()
+                .filter_map(|p| Some(spread(p, "transfers", case)?.0));
+            medians.fold(0.0, f64::max)
+        };
+        let transfers = self.samples.iter().filter(|s| s.what == "transfers");
+        let cases: BTreeSet<&str> = transfers.map(|s| &*s.case).collect();
+        let (mut own, mut others): (Vec<&str>, Vec<&str>) = cases
+            .into_iter()
+            .partition(|case| *case == "slot" || *case == "mm" || case.starts_with("mm."));
+        own.retain(|case| !case.starts_with("mm.") || most(case) >= 0.005);
+        others.sort_by(|a, b| most(b).total_cmp(&most(a)));
+        others.truncate(TOP);
+        let mut rows = vec![("writes", "mm")];
+        rows.extend(own.iter().chain(&others).map(|case| ("transfers", *case)));
+        rows.extend(["instructions", "atomics", "barriers"].map(|what| (what, "all")));
+        let mut table = Table::new();
+        table.load_preset(comfy_table::presets::ASCII_MARKDOWN);
+        table.set_header(["per trip"].iter().chain(&policies));
+        for (what, case) in rows {
+            let cell = |policy: &&str| spread(policy, what, case).map_or("-".into(), |s| s.shown());
+            let name = match case {
+                "all" => what.to_owned(),
+                case => format!("{what}, {case}"),
+            };
+            table.add_row(std::iter::once(name).chain(policies.iter().map(cell)));
+        }
+        for column in table.column_iter_mut().skip(1) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+        table.to_string()
+    }
+
+    /// Its part of the report.
+    pub fn section(&self, file: &str) -> String {
+        format!(
+            "\n### {}, {} CPUs\n\nvariant {}, lines of {} bytes, {}.\n\n\
+             From `{file}`; again: `{}`\n\n{}\n",
+            self.guest,
+            self.guest_cpus,
+            self.variant,
+            self.line_bytes,
+            self.qemu,
+            self.command,
+            self.table(),
+        )
+    }
+}
+
+/// Builds the plugin for the emulator that is there.
+fn plugin(project: &Project, qemu: &str) -> Result<PathBuf> {
+    let version = sh::capture(Command::new(qemu).arg("--version"))?;
+    let major = version
+        .split_whitespace()
+        .nth(3)
+        .and_then(|v| v.split('.').next()?.parse().ok());
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut cargo = Command::new(cargo);
+    cargo
+        .current_dir(&project.repo)
+        .args(["build", "--quiet", "--release", "--package", "lines"]);
+    if major.is_some_and(|major: u32| major < 9) {
+        cargo.args(["--features", "qemu7"]);
+    }
+    sh::announce(&cargo);
+    sh::capture(&mut cargo)?;
+    let target = std::env::var_os("CARGO_TARGET_DIR");
+    let target = target.map_or_else(|| project.repo.join("target"), PathBuf::from);
+    Ok(target.join("release/liblines.so"))
+}
+
+/// Where the marks are in the workload.
+fn marks(program: &Path) -> Result<String> {
+    use object::{Object, ObjectSymbol};
+    let bytes = fs::read(program)?;
+    let file = object::File::parse(&*bytes)?;
+    let mark = |name: &str| {
+        let symbol = file.symbol_by_name(&format!("lines_{name}"));
+        let at = symbol
+            .with_context(|| format!("the workload has no lines_{name}"))?
+            .address();
+        anyhow::Ok(format!(",{name}={at:#x}"))
+    };
+    Ok([mark("arm")?, mark("begin")?, mark("end")?].concat())
+}
+
+/// A guest that counts.
+struct CountingGuest<'a> {
+    project: &'a Project,
+    arch: &'static Arch,
+    image: &'a Path,
+    layout: Layout,
+    plugin: PathBuf,
+    marks: String,
+    initramfs: PathBuf,
+}
+
+impl<'a> CountingGuest<'a> {
+    /// Builds the plugin and the workload for a kernel.
+    fn prepare(project: &'a Project, build: &Build<'_>, image: &'a Path) -> Result<Self> {
+        let arch = build.arch;
+        let layout = Layout::of(build)?;
+        let program = project.guest_program(arch, "lines")?;
+        let initramfs = program.with_extension("cpio");
+        let described = GuestFile {
+            path: "layout".into(),
+            bytes: layout.for_guest().into_bytes(),
+        };
+        initramfs::write_initramfs(
+            &initramfs,
+            &[GuestFile::program("init", &program)?, described],
+        )?;
+        Ok(CountingGuest {
+            project,
+            arch,
+            image,
+            layout,
+            plugin: plugin(project, arch.qemu)?,
+            marks: marks(&program)?,
+            initramfs,
+        })
+    }
+
+    /// One boot has all policies, where they can be changed.
+    fn turns<'b>(&self, policies: &'b [String]) -> Vec<&'b [String]> {
+        match self.layout.has("lazy_tlb_param_ops") {
+            true => vec![policies],
+            false => policies.chunks(1).collect(),
+        }
+    }
+
+    /// Boots it; returns what the console and the plugin say.
+    fn boot(&self, policies: &[String], seed: u32, options: &Options) -> Result<(String, String)> {
+        let (arch, cache) = (self.arch, &self.project.cache);
+        let name = format!(
+            "lines-{}-{}-{}-{seed}",
+            arch.name,
+            options.cpus,
+            policies.join("-")
+        );
+        let written = cache.dir("log")?.join(format!("{name}.txt"));
+        let append = format!(
+            "lazy_tlb={} {} nokaslr LAZY_TLB_TRIPS={} LAZY_TLB_POLICIES={} {} {}",
+            policies[0],
+            machine::NO_KUNIT,
+            options.trips,
+            if policies.len() > 1 {
+                policies.join(",")
+            } else {
+                String::new()
+            },
+            arch.steady,
+            options.append.words
+        );
+        let mut argument = self.plugin.clone().into_os_string();
+        argument.push(",out=");
+        argument.push(&written);
+        argument.push(format!(
+            ",line={},turn={},seed={seed}{}",
+            arch.line_bytes, options.turn, self.marks
+        ));
+        let mut more: Vec<OsString> = STEADY.map(Into::into).into();
+        more.extend(["-seed".into(), seed.to_string().into()]);
+        more.extend(["-plugin".into(), argument]);
+        let limit = Duration::from_secs(options.timeout);
+        let guest = Guest {
+            smp: options.cpus as usize,
+            append: append.trim_end(),
+            timeout: limit,
+            silence: limit,
+            more,
+            ..Guest::of(
+                arch,
+                "tcg,thread=single",
+                self.image,
+                &self.initramfs,
+                cache.path(format!("log/{name}.log")),
+            )
+        };
+        let report = guest.boot()?;
+        report.check()?;
+        Ok((report.text, fs::read_to_string(&written)?))
+    }
+
+    /// Counts under some policies of one boot.
+    fn count(&self, policies: &[String], boot: u32, options: &Options) -> Result<Vec<Sample>> {
+        let seed = options.seed + boot - 1;
+        let (console, written) = self.boot(policies, seed, options)?;
+        if options.twice {
+            let (_, again) = self.boot(policies, seed, options)?;
+            ensure!(again == written, "two boots with the seed {seed} differ");
+        }
+        let (told, sections) = (Told::parse(&console)?, Section::parse(&written)?);
+        let ran: Vec<&str> = told.iter().map(|told| &*told.policy).collect();
+        ensure!(
+            ran == policies && sections.len() == policies.len(),
+            "the policies were {ran:?}, asked were {policies:?}"
+        );
+        let mut samples = Vec::new();
+        for (section, told) in sections.iter().zip(&told) {
+            let counted = section.samples(&self.layout, told).into_iter();
+            samples.extend(counted.map(|(what, case, value)| Sample {
+                policy: told.policy.clone(),
+                boot,
+                what: what.into(),
+                case,
+                cpus: options.cpus,
+                unit: "per trip".into(),
+                value,
+            }));
+        }
+        Ok(samples)
+    }
+}
+
+/// `bench lines` itself: the guests, the file, the table.
+pub fn run(
+    project: &Project,
+    build: &Build<'_>,
+    options: &Options,
+    json: Option<&Path>,
+) -> Result<()> {
+    let arch = build.arch;
+    let image = build.image()?;
+    let guest = CountingGuest::prepare(project, build, &image)?;
+    let version = sh::capture(Command::new(arch.qemu).arg("--version"))?;
+    let mut results = Results {
+        command: format!(
+            "cargo xtask bench lines --arch {} --variant {} --cpus {} --policy {} --boots {} \
+             --trips {} --turn {} --seed {}{}",
+            arch.name,
+            build.variant,
+            options.cpus,
+            options.policy.join(","),
+            options.boots,
+            options.trips,
+            options.turn,
+            options.seed,
+            append_option(&options.append.words)
+        ),
+        machine: Machine::here()?,
+        guest: arch.name.into(),
+        guest_cpus: options.cpus,
+        line_bytes: arch.line_bytes,
+        variant: build.variant.into(),
+        qemu: version.lines().next().unwrap_or_default().into(),
+        samples: Vec::new(),
+    };
+    let path = match json {
+        Some(path) => path.to_owned(),
+        None => of_this_machine(&project.repo)?
+            .join(format!("{FILES}{}-{}.json", arch.name, options.cpus)),
+    };
+    for boot in 1..=options.boots {
+        for policies in guest.turns(&options.policy) {
+            results
+                .samples
+                .extend(guest.count(policies, boot, options)?);
+            sh::write_whole(&path, serde_json::to_string_pretty(&results)?.as_bytes())?;
+        }
+    }
+    println!("\n{}\n\n{}", results.table(), path.display());
+    Ok(())
+}
+
+#[cfg(test)]
+pub mod tests {
+    use super::*;
+
+    fn sample(policy: &str, boot: u32, what: &str, case: &str, value: f64) -> Sample {
+        Sample {
+            policy: policy.into(),
+            boot,
+            what: what.into(),
+            case: case.into(),
+            cpus: 4,
+            unit: "per trip".into(),
+            value,
+        }
+    }
+
+    pub fn example() -> Results {
+        Results {
+            command: "cargo xtask bench lines".into(),
+            machine: Machine::parse("model name\t: Some CPU\n", "x86_64", "6.1.0"),
+            guest: "x86_64".into(),
+            guest_cpus: 4,
+            line_bytes: 64,
+            variant: "lines".into(),
+            qemu: "QEMU 10".into(),
+            samples: vec![
+                sample("refcount", 1, "transfers", "jiffies", 0.2),
+                sample("refcount", 1, "transfers", "nohz", 0.3),
+                sample("refcount", 1, "transfers", "mm", 2.0),
+                sample("refcount", 2, "transfers", "mm", 2.1),
+                sample("refcount", 1, "transfers", "mm.pgd", 0.001),
+                sample("shootdown", 1, "transfers", "mm", 0.0),
+            ],
+        }
+    }
+
+    #[test]
+    fn the_table_has_the_mm_first_and_then_what_moves_most() {
+        let results = example();
+        let table = results.table();
+        let rows: Vec<&str> = table.lines().skip(2).collect();
+        let starts = |row: usize, text: &str| assert!(rows[row].starts_with(text), "{table}");
+        starts(0, "| writes, mm");
+        starts(1, "| transfers, mm ");
+        starts(2, "| transfers, nohz");
+        starts(3, "| transfers, jiffies");
+        assert!(
+            rows[1].contains(" 2.00 (2.00..2.10) ") && rows[1].contains(" 0.00 "),
+            "{table}"
+        );
+        let text = serde_json::to_string(&results).unwrap();
+        let read: Results = serde_json::from_str(&text).unwrap();
+        assert_eq!(read.samples, results.samples);
+    }
+}

@@ -1,0 +1,278 @@
+//! What the plugin of `bench lines` and its workload wrote, and what that comes to per trip.
+
+use std::collections::BTreeMap;
+
+use anyhow::{ensure, Context, Result};
+
+use crate::bench::layout::Layout;
+use crate::guest::console::{self, number, pairs, text};
+
+/// What the first process puts in front of its lines.
+const PREFIX: &str = "lazy-tlb-lines: ";
+
+/// What the console says of the workload under one policy.
+#[derive(Debug, PartialEq)]
+pub struct Told {
+    /// Empty where the kernel has none.
+    pub policy: String,
+    mm: u64,
+    mm_size: u64,
+    trips: u64,
+    /// Where each CPU's variables are, from where the linker put them.
+    percpu: Vec<u64>,
+}
+
+impl Told {
+    fn is_mm(&self, at: u64) -> bool {
+        (self.mm..self.mm + self.mm_size).contains(&at)
+    }
+}
+
+fn hex(pairs: &BTreeMap<&str, &str>, key: &str) -> Result<u64> {
+    let value = text(pairs, key)?;
+    u64::from_str_radix(value.trim_start_matches("0x"), 16)
+        .with_context(|| format!("{key}={value} is no address"))
+}
+
+impl Told {
+    /// Reads a console.
+    pub fn parse(console: &str) -> Result<Vec<Self>> {
+        let console = console::without_stamps(console);
+        let lines = console.lines().filter_map(|line| line.strip_prefix(PREFIX));
+        let (mut all, mut percpu) = (Vec::new(), Vec::new());
+        for line in lines.map(pairs) {
+            match text(&line, "what")? {
+                "percpu" => percpu.push(hex(&line, "offset")?),
+                "case" => all.push(Told {
+                    policy: text(&line, "policy")?.into(),
+                    mm: hex(&line, "mm")?,
+                    mm_size: number(&line, "size")?,
+                    trips: 0,
+                    percpu: percpu.clone(),
+                }),
+                "trips" => {
+                    let told = all.last_mut().context("trips of no workload")?;
+                    told.trips = number(&line, "trips")?;
+                }
+                other => anyhow::bail!("the guest reports an unknown {other}"),
+            }
+        }
+        ensure!(
+            all.iter().all(|told| told.trips > 0),
+            "the guest made no trips"
+        );
+        ensure!(
+            all.iter().all(|told| told.mm > 0),
+            "the workload did not find its own mm: does the kernel have CONFIG_PROC_KCORE?"
+        );
+        Ok(all)
+    }
+}
+
+/// A transfer's cause: the place, the instruction, how often.
+struct Moves {
+    at: u64,
+    insn: u64,
+    exclusive: u64,
+    shared: u64,
+}
+
+/// A line that moved.
+struct Line {
+    at: u64,
+    cpus: u64,
+    writes: u64,
+    moves: Vec<Moves>,
+}
+
+/// What the plugin wrote between two marks.
+#[derive(Default)]
+pub struct Section {
+    instructions: u64,
+    atomics: u64,
+    barriers: u64,
+    lines: Vec<Line>,
+}
+
+impl Section {
+    /// Reads what the plugin wrote, once for each policy.
+    pub fn parse(written: &str) -> Result<Vec<Self>> {
+        let (mut all, mut ended) = (Vec::new(), 0);
+        for line in written.lines().map(pairs) {
+            let what = text(&line, "what")?;
+            if what == "section" {
+                all.push(Section::default());
+            }
+            let section = all.last_mut().context("no section has begun")?;
+            match what {
+                "cpu" => {
+                    section.instructions += number(&line, "instructions")?;
+                    section.atomics += number(&line, "atomics")?;
+                    section.barriers += number(&line, "barriers")?;
+                }
+                "line" => section.lines.push(Line {
+                    at: hex(&line, "address")?,
+                    cpus: number(&line, "cpus")?,
+                    writes: number(&line, "writes")?,
+                    moves: Vec::new(),
+                }),
+                "move" => {
+                    let line_of_it = section.lines.last_mut().context("a move of no line")?;
+                    line_of_it.moves.push(Moves {
+                        at: hex(&line, "address")?,
+                        insn: hex(&line, "insn")?,
+                        exclusive: number(&line, "exclusive")?,
+                        shared: number(&line, "shared")?,
+                    });
+                }
+                "end" => ended += 1,
+                _ => (),
+            }
+        }
+        ensure!(
+            ended == all.len(),
+            "the plugin did not come to the end of what it counts"
+        );
+        Ok(all)
+    }
+
+    /// What moved, by name: exclusive transfers, and all.
+    fn moved(&self, layout: &Layout, told: &Told) -> BTreeMap<String, (u64, u64)> {
+        let mut cases = BTreeMap::from(["mm", "slot"].map(|name| (name.to_owned(), (0, 0))));
+        let mut add = |name: &str, moves: &Moves| {
+            let case = cases.entry(name.to_owned()).or_default();
+            case.0 += moves.exclusive;
+            case.1 += moves.exclusive + moves.shared;
+        };
+        for line in &self.lines {
+            if told.is_mm(line.at) {
+                for moves in &line.moves {
+                    add("mm", moves);
+                    add(
+                        &format!("mm.{}", layout.mm_field(moves.at - told.mm)),
+                        moves,
+                    );
+                }
+                continue;
+            }
+            let variable = |moves: &Moves| layout.variable(&told.percpu, moves.at);
+            let of_slot = |moves: &&Moves| variable(moves) == Some("lazy_tlb_slot");
+            line.moves
+                .iter()
+                .filter(of_slot)
+                .for_each(|moves| add("slot", moves));
+            let most = line
+                .moves
+                .iter()
+                .max_by_key(|moves| moves.exclusive + moves.shared);
+            if let Some(most) = most.filter(|_| line.cpus > 2) {
+                let name = match variable(most) {
+                    Some(name) => name.to_owned(),
+                    None => format!("{}()'s", layout.symbol(most.insn)),
+                };
+                line.moves.iter().for_each(|moves| add(&name, moves));
+            }
+        }
+        cases
+    }
+
+    /// Everything, per trip.
+    pub fn samples(&self, layout: &Layout, told: &Told) -> Vec<(&'static str, String, f64)> {
+        let per_trip = |count: u64| count as f64 / told.trips as f64;
+        let mut samples = Vec::new();
+        for (case, (exclusive, all)) in self.moved(layout, told) {
+            samples.push(("transfers", case.clone(), per_trip(all)));
+            samples.push(("exclusive transfers", case, per_trip(exclusive)));
+        }
+        let of_mm = self.lines.iter().filter(|line| told.is_mm(line.at));
+        samples.push((
+            "writes",
+            "mm".into(),
+            per_trip(of_mm.map(|line| line.writes).sum()),
+        ));
+        for (what, count) in [
+            ("instructions", self.instructions),
+            ("atomics", self.atomics),
+            ("barriers", self.barriers),
+        ] {
+            samples.push((what, "all".into(), per_trip(count)));
+        }
+        samples
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bench::layout;
+
+    const CONSOLE: &str = "\
+lazy-tlb-lines: what=percpu cpu=0 offset=0xf0000000
+lazy-tlb-lines: what=percpu cpu=1 offset=0xf0010000
+lazy-tlb-lines: what=case name=trip policy=refcount cpus=4 mm=0xd000 size=1024
+lazy-tlb-lines: what=trips trips=9 switches=21
+[    1.000000] lazy-tlb-lines: what=case name=trip policy=shootdown cpus=4 mm=0xe000 size=1024
+lazy-tlb-lines: what=trips trips=10 switches=21
+";
+    const WRITTEN: &str = "\
+what=section number=1
+what=end
+what=section number=2
+what=cpu cpu=0 instructions=600 atomics=20 barriers=1
+what=cpu cpu=1 instructions=400 atomics=10 barriers=4
+what=line address=0x1800 cpus=4 reads=9 writes=5
+what=move address=0x1804 insn=0x1100 exclusive=3 shared=2
+what=line address=0x9000 cpus=2 reads=9 writes=5
+what=move address=0x9000 insn=0x1100 exclusive=100 shared=100
+what=line address=0x9040 cpus=3 reads=9 writes=5
+what=move address=0x9040 insn=0x1100 exclusive=1 shared=0
+what=move address=0x9048 insn=0x1208 exclusive=1 shared=1
+what=line address=0xe000 cpus=4 reads=0 writes=40
+what=move address=0xe000 insn=0x1100 exclusive=20 shared=0
+what=move address=0xe008 insn=0x1100 exclusive=0 shared=7
+what=line address=0xf0012040 cpus=2 reads=0 writes=40
+what=move address=0xf0012040 insn=0x1100 exclusive=2 shared=2
+what=end
+";
+
+    fn samples(written: &str) -> Vec<(&'static str, String, f64)> {
+        let told = Told::parse(CONSOLE).unwrap();
+        let sections = Section::parse(written).unwrap();
+        assert_eq!((told.len(), sections.len()), (2, 2));
+        sections[1].samples(&layout::tests::example(), &told[1])
+    }
+
+    #[test]
+    fn every_move_has_a_name() {
+        let samples = samples(WRITTEN);
+        let value = |what: &str, case: &str| {
+            let found = samples.iter().find(|s| s.0 == what && s.1 == case);
+            found.map(|s| s.2)
+        };
+        for (what, case, expected) in [
+            ("transfers", "mm", Some(2.7)),
+            ("exclusive transfers", "mm", Some(2.0)),
+            ("transfers", "mm.mm_count", Some(2.0)),
+            ("transfers", "mm.pgd", Some(0.7)),
+            ("writes", "mm", Some(4.0)),
+            ("transfers", "slot", Some(0.4)),
+            ("transfers", "jiffies", Some(0.5)),
+            // Named after who moves it most; what two CPUs have is left out.
+            ("transfers", "wake()'s", Some(0.3)),
+            ("transfers", "switch()'s", None),
+            ("instructions", "all", Some(100.0)),
+            ("atomics", "all", Some(3.0)),
+            ("barriers", "all", Some(0.5)),
+        ] {
+            assert_eq!(value(what, case), expected, "{what} {case}");
+        }
+    }
+
+    #[test]
+    fn a_run_that_did_not_come_to_its_end_is_an_error() {
+        assert!(Section::parse(&WRITTEN.replace("what=end\n", "")).is_err());
+        let none = Told::parse(&CONSOLE.replace("trips=10", "trips=0")).unwrap_err();
+        assert!(none.to_string().contains("no trips"), "{none}");
+        assert!(Told::parse(&CONSOLE.replace("mm=0xe000", "mm=0")).is_err());
+    }
+}
