@@ -120,7 +120,7 @@ impl Herd {
     fn find(cache: &Cache) -> Result<Self> {
         let root = cache.path("herd7");
         if !root.exists() {
-            cache.lock(Part::Setup)?;
+            cache.lock(Part::Herd)?;
         }
         if !root.exists() {
             fetch(cache, &root)?;

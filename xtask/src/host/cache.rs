@@ -21,6 +21,8 @@ pub enum Part {
     Trees,
     /// The git repository that trees and mails are made from.
     Git,
+    /// herd7, which may be fetched while kernels build.
+    Herd,
 }
 
 /// `$XDG_CACHE_HOME/lazy-tlb`: everything downloaded or built.
