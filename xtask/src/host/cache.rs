@@ -19,10 +19,10 @@ pub enum Part {
     Setup,
     /// Patched trees and what is built of them.
     Trees,
-    /// The git repository that trees and mails are made from.
-    Git,
     /// herd7, which may be fetched while kernels build.
     Herd,
+    /// The git repository that trees and mails are made from.
+    Git,
 }
 
 /// `$XDG_CACHE_HOME/lazy-tlb`: everything downloaded or built.
