@@ -181,8 +181,8 @@ impl FinalDrop {
             let slot = unsafe { slot(cpu) };
 
             outcome.scanned += 1;
-            // Pairs with `xchg()` in `lazy_tlb_return()`: if the slot does not have the mm any more,
-            // every access of that CPU to the mm comes before what follows, freeing it included.
+            // Pairs with `xchg()` in `lazy_tlb_return()`: if the slot does not have the mm any
+            // more, every access of that CPU to it comes before what follows, freeing included.
             if slot.load(Acquire) != address {
                 continue;
             }
@@ -211,9 +211,9 @@ impl FinalDrop {
             }
         }
 
-        // Pairs with `xchg()` and the `mmdrop()` after it of the other CPUs: what comes next, freeing
-        // the mm, comes after the last access of those that were not handed a reference, and of
-        // those that have dropped theirs.
+        // Pairs with `xchg()` and the `mmdrop()` after it of the other CPUs: what comes next,
+        // freeing the mm, comes after the last access of those that were not handed a reference,
+        // and of those that have dropped theirs.
         outcome.unused = !counted || self.mm_count().fetch_sub(1, Full) == 1;
         outcome
     }

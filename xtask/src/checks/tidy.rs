@@ -20,8 +20,8 @@ use crate::series::mail;
 use crate::series::patch::{on_top, Changes, Patch, Selection, Series};
 
 /// The folders at the top level that are not the kernel's.
-const HOST: [&str; 9] = [
-    "xtask", "guest", "configs", "patches", "mutants", "results", "lab", ".ci", ".cargo",
+const HOST: [&str; 10] = [
+    "xtask", "lines", "guest", "configs", "patches", "mutants", "results", "lab", ".ci", ".cargo",
 ];
 /// The crate root whose `#[export]` entries may be unsafe.
 const ENTRIES: &str = "mm/lazy_tlb/lazy_tlb.rs";
@@ -359,7 +359,7 @@ fn rustfmt(tidy: &Tidy<'_>) -> Result<Vec<String>> {
         }
     }
     for path in &tidy.files {
-        if path.starts_with("xtask") {
+        if path.starts_with("xtask") || path.starts_with("lines") {
             sources.insert(path.clone(), fs::read(tidy.project.repo.join(path))?);
         }
     }
