@@ -24,17 +24,16 @@ case $rounds in
 esac
 
 [ "$(id -u)" = 0 ] ||
-	die "only root can read the policy in force in debugfs" "run this as root"
+	die "only root can mount what is read here, and run perf on all CPUs" "run this as root"
 
 grep -q '^lazy_tlb_final_drops ' "$root/proc/vmstat" ||
 	die "this kernel has no lazy_tlb_* counters in /proc/vmstat" \
 		"boot one with CONFIG_MMU_LAZY_TLB_SHOOTDOWN_RUST and CONFIG_VM_EVENT_COUNTERS"
 
-debugfs=$root/sys/kernel/debug
-[ -e "$debugfs/lazy_tlb/policy" ] || mount -t debugfs none "$debugfs" 2>/dev/null
-policy=$(cat "$debugfs/lazy_tlb/policy" 2>/dev/null)
+parameter=$root/sys/module/kernel/parameters/lazy_tlb
+policy=$(cat "$parameter" 2>/dev/null)
 [ -n "$policy" ] ||
-	die "there is no lazy_tlb/policy in debugfs" "boot a kernel with CONFIG_LAZY_TLB_DEBUGFS"
+	die "there is no $parameter" "boot a kernel with CONFIG_MMU_LAZY_TLB_SHOOTDOWN_RUST, with sysfs"
 
 asked=
 cmdline=

@@ -442,7 +442,7 @@ mod tests {
             &format!("BOOT_IMAGE=x root=UUID=1-2 quiet lazy_tlb={policy}\n"),
         );
         put("proc/loadavg", "0.00 0.00 0.00 1/9 9\n");
-        put("sys/kernel/debug/lazy_tlb/policy", "handover\n");
+        put("sys/module/kernel/parameters/lazy_tlb", "handover\n");
         put("bin/id", &format!("#!/bin/sh\necho {user}\n"));
         // A log that has what the module said before, which is of no matter.
         let old = "[    1.0] lazy_tlb_benchmark: what=old\n";
