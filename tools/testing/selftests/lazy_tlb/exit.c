@@ -204,7 +204,8 @@ TEST_F_TIMEOUT(exit, handed, LAZY_TIMEOUT)
 	} else {
 		EXPECT_LE(nr, final_drops);
 		/* Not every time: tasks of others take CPUs. */
-		EXPECT_LE(nr + (self->t.shootdown ? 0 : nr * lazy / 2), handed);
+		/* Few are preempted and go on elsewhere before they drop it. */
+		EXPECT_LE(nr / 2 + (self->t.shootdown ? 0 : nr * lazy / 2), handed);
 	}
 	if (!self->t.shootdown) {
 		EXPECT_EQ(0, nudged);
