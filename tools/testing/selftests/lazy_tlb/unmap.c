@@ -99,6 +99,16 @@ static void unmap_and_end(const struct lazy_cpus *cpus, void *arg)
 	_exit(job->stays && s.lazies < cpus->nr - 1 ? ENDED : 0);
 }
 
+/*
+ * With the radix MMU of powerpc, flushes of a process with one thread take other
+ * CPUs out of mm_cpumask(), for which they leave the mm, whatever the policy.
+ */
+#ifdef __powerpc64__
+# define FLUSH_TRIMS	1
+#else
+# define FLUSH_TRIMS	0
+#endif
+
 #define ROUNDS	60
 
 /* Rounds differ in the number of flushes that free page tables. */
@@ -107,7 +117,7 @@ TEST_F_TIMEOUT(unmap, freed_tables, LAZY_TIMEOUT)
 	struct job job = {
 		.how = variant->how,
 		.refcount = self->t.refcount,
-		.stays = !self->t.shootdown,
+		.stays = !self->t.shootdown && !FLUSH_TRIMS,
 	};
 	int i, status, ended = 0;
 
