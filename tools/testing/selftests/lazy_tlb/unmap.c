@@ -6,6 +6,7 @@
  * lazy_tlb=shootdown the CPU lets go of the mm by that. Otherwise it must stay
  * lazy: active_mm and its slot have the mm as before.
  */
+#include <sys/utsname.h>
 #include "harness.h"
 
 FIXTURE(unmap)
@@ -103,11 +104,12 @@ static void unmap_and_end(const struct lazy_cpus *cpus, void *arg)
  * With the radix MMU of powerpc, flushes of a process with one thread take other
  * CPUs out of mm_cpumask(), for which they leave the mm, whatever the policy.
  */
-#ifdef __powerpc64__
-# define FLUSH_TRIMS	1
-#else
-# define FLUSH_TRIMS	0
-#endif
+static bool flush_trims(void)
+{
+	struct utsname name;
+
+	return !uname(&name) && !strncmp(name.machine, "ppc64", 5);
+}
 
 #define ROUNDS	60
 
@@ -117,7 +119,7 @@ TEST_F_TIMEOUT(unmap, freed_tables, LAZY_TIMEOUT)
 	struct job job = {
 		.how = variant->how,
 		.refcount = self->t.refcount,
-		.stays = !self->t.shootdown && !FLUSH_TRIMS,
+		.stays = !self->t.shootdown && !flush_trims(),
 	};
 	int i, status, ended = 0;
 
