@@ -6,8 +6,8 @@
  * lazy_tlb=shootdown the CPU lets go of the mm by that. Otherwise it must stay
  * lazy: active_mm and its slot have the mm as before.
  */
-#include <sys/utsname.h>
 #include "harness.h"
+#include <sys/utsname.h>
 
 FIXTURE(unmap)
 {
