@@ -56,6 +56,12 @@ struct Folder {
 }
 
 impl Folder {
+    /// Whether no benchmark has written anything here.
+    fn is_empty(&self) -> bool {
+        let timed = self.kernel.is_empty() && self.perf.is_empty() && self.paired.is_empty();
+        timed && self.ipis.is_empty() && self.lines.is_empty()
+    }
+
     /// Reads it; a file that cannot be read is an error that names it.
     fn load(dir: &Path) -> Result<Self> {
         let mut folder = Folder {
@@ -650,9 +656,7 @@ pub fn run(project: &Project, options: &Options) -> Result<()> {
     let mut reports = Vec::new();
     for dir in files(&results)?.into_iter().filter(|path| path.is_dir()) {
         let folder = Folder::load(&dir)?;
-        let measured =
-            !folder.kernel.is_empty() || !folder.ipis.is_empty() || !folder.perf.is_empty();
-        if measured {
+        if !folder.is_empty() {
             reports.push((dir, folder.write_up()?));
         }
     }
