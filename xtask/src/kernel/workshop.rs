@@ -96,12 +96,12 @@ impl Workshop<'_> {
         arch: &'static Arch,
         variant: &'b str,
     ) -> Result<Build<'b>> {
-        let none = Selection {
+        let selection = Selection {
             upto: Some(upto),
             skip: Vec::new(),
         };
-        let tree = git::patched(&self.project.cache, &self.base, &self.series, &none)?;
-        self.build_of(&none, &none.suffix(), tree, arch, variant)
+        let tree = git::patched(&self.project.cache, &self.base, &self.series, &selection)?;
+        self.build_of(&selection, &selection.suffix(), tree, arch, variant)
     }
 
     /// A build of the tree that goes through the series, after so many patches. Only after the last
