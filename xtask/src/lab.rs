@@ -23,8 +23,6 @@ use crate::kernel::workshop::Project;
 
 /// What runs on the machine, relative to the repository.
 const SCRIPT: &str = "lab/lazy-tlb-lab.sh";
-/// The same with the selftests, for a job of a fleet.
-const JOB: &str = "lab/job.sh";
 /// At the end of the kernel's release, so that it is installed beside another of the same version.
 const LOCALVERSION: &str = "LOCALVERSION=-lazy-tlb";
 
@@ -57,18 +55,15 @@ enum Format {
     Rpm,
     /// A tarball of /boot and /lib/modules.
     Tar,
-    /// Not at all: image and modules stay in the build folder.
-    None,
 }
 
 impl Format {
     /// kbuild's target, the ending of what it makes, and how to install that.
-    fn facts(self) -> Option<(&'static str, &'static str, &'static str)> {
+    fn facts(self) -> (&'static str, &'static str, &'static str) {
         match self {
-            Format::Deb => Some(("bindeb-pkg", ".deb", "dpkg -i linux-image-*.deb")),
-            Format::Rpm => Some(("binrpm-pkg", ".rpm", "rpm -i kernel-[0-9]*.rpm")),
-            Format::Tar => Some(("tarxz-pkg", ".tar.xz", UNPACK)),
-            Format::None => None,
+            Format::Deb => ("bindeb-pkg", ".deb", "dpkg -i linux-image-*.deb"),
+            Format::Rpm => ("binrpm-pkg", ".rpm", "rpm -i kernel-[0-9]*.rpm"),
+            Format::Tar => ("tarxz-pkg", ".tar.xz", UNPACK),
         }
     }
 }
@@ -77,68 +72,33 @@ impl Format {
 const UNPACK: &str = "tar -C / --keep-directory-symlink -xf linux-*.tar.xz\n  \
                       (an initramfs and an entry in the boot loader are left to you)";
 
-/// What keeps RUST off, in `depends on` lines of the kernel: symbols that are on, symbols that are
-/// off, and the line.
-const AGAINST_RUST: [(&[&str], &[&str], &str); 7] = [
-    (
-        &["MODVERSIONS"],
-        &["GENDWARFKSYMS"],
-        "!MODVERSIONS || GENDWARFKSYMS (that one needs DEBUG_INFO)",
-    ),
-    (&["RANDSTRUCT"], &[], "!RANDSTRUCT"),
-    (
-        &["DEBUG_INFO_BTF"],
-        &["PAHOLE_HAS_LANG_EXCLUDE"],
-        "!DEBUG_INFO_BTF || (PAHOLE_HAS_LANG_EXCLUDE && !LTO) (install pahole 1.24 or later)",
-    ),
-    (
-        &["DEBUG_INFO_BTF", "LTO"],
-        &[],
-        "!DEBUG_INFO_BTF || (PAHOLE_HAS_LANG_EXCLUDE && !LTO)",
-    ),
-    (
-        &["CFI"],
-        &["HAVE_CFI_ICALL_NORMALIZE_INTEGERS_RUSTC"],
-        "!CFI || HAVE_CFI_ICALL_NORMALIZE_INTEGERS_RUSTC",
-    ),
-    (
-        &["KASAN_SW_TAGS"],
-        &[],
-        "!KASAN_SW_TAGS || RUSTC_VERSION >= 109600",
-    ),
-    (&["EXPOLINE"], &[], "HAVE_RUST, which s390 has if !EXPOLINE"),
+/// Where the kernel defines what configs/lab.config asks for.
+const KCONFIGS: [&str; 4] = [
+    "init/Kconfig",
+    "arch/Kconfig",
+    "mm/Kconfig",
+    "lib/Kconfig.debug",
 ];
 
+/// What the kernel itself says that a symbol depends on.
+fn depends_on(tree: &Path, symbol: &str) -> String {
+    let texts = KCONFIGS.map(|file| fs::read_to_string(tree.join(file)).unwrap_or_default());
+    let mut lines = texts.iter().flat_map(|text| text.lines());
+    lines.find(|line| line.strip_prefix("config ") == Some(symbol));
+    let own = lines.take_while(|line| !line.starts_with("config "));
+    let needs = own.filter_map(|line| line.trim_start().strip_prefix("depends on "));
+    needs.collect::<Vec<_>>().join(", ")
+}
+
 /// Why the lines of configs/lab.config were not taken, and what to do.
-fn check_config(config: &str, refused: &[String]) -> Result<()> {
+fn check_config(tree: &Path, refused: &[String]) -> Result<()> {
     if refused.is_empty() {
         return Ok(());
     }
-    let values = build::values(config);
-    let on = |name: &&str| values.get(*name) == Some(&"y");
-    let mut remedies = Vec::new();
-    if !on(&"RUST") {
-        for (set, unset, line) in AGAINST_RUST {
-            if set.iter().all(on) && !unset.iter().any(on) {
-                remedies.push(format!("RUST depends on {line}"));
-            }
-        }
-        if remedies.is_empty() {
-            let line = "RUST depends on HAVE_RUST (64-bit, little-endian) and RUST_IS_AVAILABLE \
-                        (`make rustavailable` in the tree says what is missing)";
-            remedies.push(line.into());
-        }
-    } else if !on(&"MMU_LAZY_TLB_SHOOTDOWN") {
-        remedies.push(
-            "MMU_LAZY_TLB_SHOOTDOWN depends on ARCH_SUPPORTS_MMU_LAZY_TLB_SHOOTDOWN (x86_64, \
-             arm64, s390, powerpc book3s64)"
-                .into(),
-        );
-    } else if !on(&"MODULES") {
-        remedies.push("MODULES=y, for the kernel's own benchmark is a module".into());
-    } else {
-        remedies.push("see their `depends on` lines, in arch/Kconfig and lib/Kconfig.debug".into());
-    }
+    let remedies = refused.iter().filter_map(|line| {
+        let (symbol, _) = line.strip_prefix("CONFIG_")?.split_once('=')?;
+        Some(format!("{symbol} depends on {}", depends_on(tree, symbol)))
+    });
     Err(fail(
         Exit::Build,
         format!(
@@ -147,8 +107,8 @@ fn check_config(config: &str, refused: &[String]) -> Result<()> {
             refused.join("\n  ")
         ),
         format!(
-            "change your configuration: {}",
-            remedies.join("\n          and: ")
+            "change your configuration (`make rustavailable` in the tree says whether the tools will do):\n  {}",
+            remedies.collect::<Vec<_>>().join("\n  ")
         ),
     ))
 }
@@ -203,9 +163,8 @@ fn build(project: &Project, options: &Options, config: &Path) -> Result<()> {
         None => (project.cache).path(format!("lab/{}-{}", arch.name, shop.base.id)),
     };
     let build = shop.build_own(arch, out.join("build"))?;
-    let (config, refused) =
-        build.configure_own(&config, &project.repo.join("configs/lab.config"))?;
-    check_config(&config, &refused)?;
+    let refused = build.configure_own(&config, &project.repo.join("configs/lab.config"))?;
+    check_config(&shop.tree, &refused)?;
 
     let tools = out.join("lab");
     fs::create_dir_all(tools.join("selftests"))
@@ -213,9 +172,7 @@ fn build(project: &Project, options: &Options, config: &Path) -> Result<()> {
     let copy = |from: &Path, to: PathBuf| {
         fs::copy(from, &to).with_context(|| format!("writing {}", to.display()))
     };
-    for script in [SCRIPT, JOB] {
-        copy(&project.repo.join(script), out.join(script))?;
-    }
+    copy(&project.repo.join(SCRIPT), out.join(SCRIPT))?;
     copy(&perf(&shop.tree, arch, &out)?, tools.join("perf"))?;
     for program in shop.selftests(&build)? {
         let name = program.file_name().context("a program has a name")?;
@@ -226,13 +183,9 @@ fn build(project: &Project, options: &Options, config: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Builds the kernel and returns its packages, or its image where there are to be none.
+/// Builds the kernel and returns its packages.
 fn package(build: &Build<'_>, out: &Path, format: Format) -> Result<Vec<PathBuf>> {
-    let Some((target, ending, _)) = format.facts() else {
-        let image = Path::new(build.arch.image).file_name().unwrap_or_default();
-        build.targets(&[&image.to_string_lossy(), "modules", LOCALVERSION])?;
-        return Ok(vec![build.out.join(build.arch.image)]);
-    };
+    let (target, ending, _) = format.facts();
     let started = SystemTime::now();
     build.targets(&[target, LOCALVERSION])?;
     // Debian's are put beside the build folder, the others into it.
@@ -253,9 +206,7 @@ fn instructions(out: &Path, packages: &[PathBuf], format: Format) -> String {
         let line = |path: &PathBuf| format!("  {}\n", path.display());
         paths.iter().map(line).collect()
     };
-    let install = format
-        .facts()
-        .map_or("install them as you do", |(_, _, install)| install);
+    let (_, _, install) = format.facts();
     let boots = policy::ALL.map(|policy| format!("  lazy_tlb={policy}\n"));
     format!(
         "The kernel, with all policies in one build:\n{}\
@@ -326,34 +277,21 @@ mod tests {
     use std::process::Command;
 
     #[test]
-    fn a_symbol_that_is_missing_is_told_with_its_dependency() {
-        let check = |config: &str| {
-            let refused = ["CONFIG_RUST=y (is not there)".to_owned()];
-            let (exit, error) = classify(check_config(config, &refused).unwrap_err());
-            assert_eq!(exit, Exit::Build);
-            error.to_string()
-        };
-        let text = check("CONFIG_MODVERSIONS=y\nCONFIG_RANDSTRUCT=y\nCONFIG_LTO=y\n");
-        for words in [
-            "CONFIG_RUST=y",
-            "!MODVERSIONS || GENDWARFKSYMS",
-            "!RANDSTRUCT",
-        ] {
-            assert!(text.contains(words), "{words}: {text}");
-        }
+    fn a_symbol_that_is_missing_is_told_with_what_it_depends_on() {
+        let tree = tempfile::tempdir().unwrap();
+        let text =
+            "config RUST_A\n\tdepends on X\nconfig RUST\n\tbool \"a\"\n\tdepends on !RANDSTRUCT\n\
+                    \tdepends on CFI || Z\nconfig C\n\tdepends on B\n";
+        sh::write_whole(&tree.path().join("init/Kconfig"), text.as_bytes()).unwrap();
+        let refused = ["CONFIG_RUST=y (is not there)".to_owned()];
+        let (exit, error) = classify(check_config(tree.path(), &refused).unwrap_err());
+        let error = error.to_string();
+        assert_eq!(exit, Exit::Build);
         assert!(
-            !text.contains("BTF") && !text.contains("RUST_IS_AVAILABLE"),
-            "{text}"
+            error.ends_with("RUST depends on !RANDSTRUCT, CFI || Z"),
+            "{error}"
         );
-        let text = check("CONFIG_MODVERSIONS=y\nCONFIG_GENDWARFKSYMS=y\n");
-        assert!(text.contains("RUST_IS_AVAILABLE"), "{text}");
-        let btf = "CONFIG_DEBUG_INFO_BTF=y\nCONFIG_PAHOLE_HAS_LANG_EXCLUDE=y\n";
-        assert!(!check(btf).contains("BTF"));
-        assert!(check(&format!("{btf}CONFIG_LTO=y\n")).contains("!LTO"));
-        assert!(check("CONFIG_RUST=y\n").contains("ARCH_SUPPORTS_MMU_LAZY_TLB_SHOOTDOWN"));
-        let option = "CONFIG_RUST=y\nCONFIG_MMU_LAZY_TLB_SHOOTDOWN=y\n";
-        assert!(check(option).contains("MODULES=y"));
-        check_config("", &[]).unwrap();
+        check_config(tree.path(), &[]).unwrap();
     }
 
     #[test]
@@ -503,52 +441,6 @@ mod tests {
         assert_eq!((results.kernel.len(), results.kernel_said.len()), (6, 2));
         let (_, count) = MEASURES[7].spread(&[&results]).unwrap();
         assert_eq!(count, 2);
-    }
-
-    #[test]
-    fn a_job_does_not_call_passed_what_was_skipped() {
-        let dir = tempfile::tempdir().unwrap();
-        fs::create_dir(dir.path().join("selftests")).unwrap();
-        let put = |name: &str, text: &str| {
-            let path = dir.path().join(name);
-            fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
-            fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
-        };
-        let totals = |pass: u32, fail: u32, skip: u32| {
-            format!("echo '# Totals: pass:{pass} fail:{fail} xfail:0 xpass:0 skip:{skip} error:0'")
-        };
-        put("lazy-tlb-lab.sh", "echo file >file; echo file");
-        put("selftests/all", &totals(13, 0, 0));
-        put("selftests/some", &totals(10, 0, 8));
-        put("selftests/none", &totals(0, 0, 8));
-        put("selftests/without", "exit 4");
-        let run = || {
-            fs::copy(
-                crate::kernel::workshop::repository().join(JOB),
-                dir.path().join("job.sh"),
-            )
-            .unwrap();
-            let mut sh = Command::new("sh");
-            sh.arg(dir.path().join("job.sh")).env("TMPDIR", dir.path());
-            let output = sh.output().unwrap();
-            let said = String::from_utf8_lossy(&output.stdout).into_owned();
-            (output.status.code(), said)
-        };
-        let (status, said) = run();
-        assert_eq!(status, Some(0), "{said}");
-        for line in [
-            "measurement: pass",
-            "lazy_tlb-all: pass",
-            "lazy_tlb-some: pass",
-            "lazy_tlb-none: skip",
-            "lazy_tlb-without: skip",
-        ] {
-            assert!(said.lines().any(|said| said == line), "{line}: {said}");
-        }
-        put("selftests/bad", &format!("{}\nexit 1", totals(0, 1, 8)));
-        let (status, said) = run();
-        assert_eq!(status, Some(1), "{said}");
-        assert!(said.contains("lazy_tlb-bad: fail"), "{said}");
     }
 
     #[test]
