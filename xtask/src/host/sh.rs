@@ -89,7 +89,6 @@ pub struct Progress {
     label: String,
     total: u64,
     done: u64,
-    bytes: bool,
     printed: Instant,
     started: Instant,
 }
@@ -97,24 +96,10 @@ pub struct Progress {
 impl Progress {
     /// A step counted in things, of which there are about `total`.
     pub fn counted(label: &str, total: u64) -> Self {
-        Self::new(label, total, false)
-    }
-
-    /// A step counted in bytes.
-    pub fn bytes(label: &str, total: u64) -> Self {
-        Self::new(label, total, true)
-    }
-
-    fn new(label: &str, total: u64, bytes: bool) -> Self {
         let bar = std::io::stdout().is_terminal().then(|| {
-            let unit = if bytes {
-                "{bytes}/{total_bytes}"
-            } else {
-                "{pos}/{len}"
-            };
-            let style = format!("{{prefix}} [{{bar:30}}] {unit} {{elapsed}} {{wide_msg}}");
+            let style = "{prefix} [{bar:30}] {pos}/{len} {elapsed} {wide_msg}";
             let bar = BARS.add(ProgressBar::new(total));
-            bar.set_style(ProgressStyle::with_template(&style).expect("a valid template"));
+            bar.set_style(ProgressStyle::with_template(style).expect("a valid template"));
             bar.set_prefix(label.to_owned());
             bar
         });
@@ -123,7 +108,6 @@ impl Progress {
             label: label.to_owned(),
             total,
             done: 0,
-            bytes,
             printed: Instant::now(),
             started: Instant::now(),
         }
@@ -131,17 +115,12 @@ impl Progress {
 
     /// One more thing was done.
     pub fn tick(&mut self, message: &str) {
-        self.set(self.done + 1, message);
-    }
-
-    /// `done` things were done so far.
-    pub fn set(&mut self, done: u64, message: &str) {
-        self.done = done;
+        self.done += 1;
         // An estimate that was too low grows with the count.
-        self.total = self.total.max(done);
+        self.total = self.total.max(self.done);
         if let Some(bar) = &self.bar {
             bar.set_length(self.total);
-            bar.set_position(done);
+            bar.set_position(self.done);
             bar.set_message(message.to_owned());
         } else if self.printed.elapsed() >= QUIET_PERIOD {
             self.printed = Instant::now();
@@ -150,17 +129,10 @@ impl Progress {
     }
 
     fn line(&self) -> String {
-        let (scale, unit) = if self.bytes {
-            (1 << 20, " MiB")
-        } else {
-            (1, "")
-        };
+        let seconds = self.started.elapsed().as_secs();
         format!(
-            "  {}: {}/{}{unit}, {} s",
-            self.label,
-            self.done / scale,
-            self.total / scale,
-            self.started.elapsed().as_secs()
+            "  {}: {}/{}, {seconds} s",
+            self.label, self.done, self.total
         )
     }
 
