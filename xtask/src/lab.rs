@@ -1,9 +1,8 @@
 //! `lab`: the series in a person's own kernel, to be measured on a real machine, and what comes back.
 //!
-//! There, `lab/lazy-tlb-lab.sh` writes down what `perf bench sched lazy-tlb` prints, line by line and
-//! as it is; here it becomes JSON beside the other results, and part of the same report.
+//! There, `lab/lazy-tlb-lab.sh` writes down what `perf bench sched lazy-tlb --compare` prints; here it
+//! becomes JSON beside the other results, and part of the same report.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -12,14 +11,14 @@ use anyhow::{ensure, Context, Result};
 use clap::{Args, ValueEnum};
 use walkdir::WalkDir;
 
-use crate::bench::boots::{Results, Run};
+use crate::bench::{paired, perf};
 use crate::host::arch::{self, Arch};
 use crate::host::failure::{fail, Exit};
-use crate::host::policy;
-use crate::host::sh;
 use crate::kernel::build::{self, Build};
-use crate::kernel::programs::perf;
+use crate::kernel::programs;
 use crate::kernel::workshop::Project;
+use crate::results::machine::Machine;
+use crate::results::sample::Samples;
 
 /// What runs on the machine, relative to the repository.
 const SCRIPT: &str = "lab/lazy-tlb-lab.sh";
@@ -41,7 +40,7 @@ pub struct Options {
     /// The machine's architecture; without it, this one's.
     #[arg(long, env = "ARCH", hide_env_values = true)]
     arch: Option<String>,
-    /// Take in files that lazy-tlb-lab.sh wrote, or logs of consoles with such files in them.
+    /// Take in files that lazy-tlb-lab.sh wrote.
     #[arg(long, value_name = "FILE", num_args = 1.., conflicts_with_all = ["config", "out"])]
     import: Vec<PathBuf>,
 }
@@ -173,7 +172,7 @@ fn build(project: &Project, options: &Options, config: &Path) -> Result<()> {
         fs::copy(from, &to).with_context(|| format!("writing {}", to.display()))
     };
     copy(&project.repo.join(SCRIPT), out.join(SCRIPT))?;
-    copy(&perf(&shop.tree, arch, &out)?, tools.join("perf"))?;
+    copy(&programs::perf(&shop.tree, arch, &out)?, tools.join("perf"))?;
     for program in shop.selftests(&build)? {
         let name = program.file_name().context("a program has a name")?;
         copy(&program, tools.join("selftests").join(name))?;
@@ -207,61 +206,79 @@ fn instructions(out: &Path, packages: &[PathBuf], format: Format) -> String {
         paths.iter().map(line).collect()
     };
     let (_, _, install) = format.facts();
-    let boots = policy::ALL.map(|policy| format!("  lazy_tlb={policy}\n"));
     format!(
         "The kernel, with all policies in one build:\n{}\
          perf, the selftests and the script:\n{}\n\
-         1. Take all that to the machine and install the kernel, as root:\n  {install}\n\
-         2. Boot it three times, each time with one of these on its command line:\n{}\
-         (in GRUB press e on its entry and put it at the end of the line that begins with linux; or \
-         kexec -l IMAGE --initrd=INITRD --command-line=\"... lazy_tlb=handover\" && systemctl kexec)\n\
-         3. On each boot, as root, while the machine has nothing else to do:\n  \
+         1. Take all that to the machine, install the kernel as root, and boot it:\n  {install}\n\
+         2. There, as root, while the machine has nothing else to do:\n  \
          sh lab/lazy-tlb-lab.sh\n\
-         4. Bring the lazy-tlb-*.txt back here:\n  \
+         3. Bring the lazy-tlb-*.txt back here:\n  \
          cargo xtask lab --import lazy-tlb-*.txt && cargo xtask report\n",
         list(packages),
         list(&[out.join("lab")]),
-        boots.concat(),
     )
+}
+
+/// What a file of lazy-tlb-lab.sh says.
+fn read(text: &str) -> Result<Samples> {
+    let after = |prefix: &str| -> Vec<&str> {
+        let lines = text.lines();
+        lines.filter_map(|line| line.strip_prefix(prefix)).collect()
+    };
+    let facts = after("lazy-tlb-lab: ");
+    let fact = |name: &str| -> Result<&str> {
+        let mut facts = facts.iter().filter_map(|fact| fact.split_once(' '));
+        let found = facts.find(|(key, _)| *key == name);
+        Ok(found
+            .with_context(|| format!("it does not say the {name}"))?
+            .1)
+    };
+    let rounds: u32 = fact("rounds")?.parse()?;
+    let mut samples = Vec::new();
+    for line in text.lines() {
+        samples.extend(perf::read(line, 1).with_context(|| format!("`{line}` is damaged"))?);
+    }
+    paired::check(&samples, rounds)?;
+    // As Rust calls it, for results of one machine are in one folder.
+    let arch = fact("machine")?.replace("ppc64le", "powerpc64");
+    let release = fact("release")?;
+    Ok(Samples {
+        command: format!("sh lab/lazy-tlb-lab.sh {rounds}"),
+        machine: Machine::parse(&after("lazy-tlb-cpuinfo: ").join("\n"), &arch, release),
+        guest: String::new(),
+        append: String::new(),
+        kernel: release.into(),
+        variant: "own".into(),
+        clock: "this machine's".into(),
+        samples,
+    })
 }
 
 /// Writes what came back from a machine beside the other results; nothing unless all can be read.
 fn import(project: &Project, files: &[PathBuf]) -> Result<()> {
-    let mut written = BTreeMap::new();
+    let mut all = Vec::new();
     for file in files {
-        let bytes = fs::read(file).with_context(|| format!("reading {}", file.display()))?;
-        let all = Results::parse(&String::from_utf8_lossy(&bytes)).map_err(|error| {
+        let text =
+            fs::read_to_string(file).with_context(|| format!("reading {}", file.display()))?;
+        let samples = read(&text).map_err(|error| {
             fail(
                 Exit::Usage,
                 format!("{}: {error:#}", file.display()),
-                "name files that lazy-tlb-lab.sh wrote, or run it again on that boot",
+                "name files that lazy-tlb-lab.sh wrote, or run it again",
             )
         })?;
-        for results in all {
-            let folder = project.repo.join("results").join(results.machine.slug());
-            written.insert(folder.join(results.file()), results);
-        }
+        // Its name says when that was, so that the same file again is the same results.
+        let name = file
+            .file_stem()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
+        all.push((name, samples));
     }
-    for (path, results) in &written {
-        sh::write_whole(path, serde_json::to_string_pretty(results)?.as_bytes())?;
+    for (name, samples) in all {
+        let cpus = samples.machine.cpus as u32;
+        let path = samples.write(&project.repo, cpus, &[&name], None)?;
         println!("{}", path.display());
-        let failed: Vec<&Run> = results.runs.iter().filter(|run| run.status != 0).collect();
-        if let Some(first) = failed.first() {
-            println!(
-                "warning: {} of {} calls of perf failed; the first, `{}`, said: {}",
-                failed.len(),
-                results.runs.len(),
-                first.command,
-                first.said.join(" / ")
-            );
-        }
-        if results.kernel.is_empty() {
-            let said = match results.kernel_said.first() {
-                Some(said) => format!("it said: {said}"),
-                None => "was the module lazy_tlb_benchmark installed?".into(),
-            };
-            println!("warning: the kernel's own benchmark measured nothing; {said}");
-        }
     }
     println!("now `cargo xtask report` has them");
     Ok(())
@@ -270,9 +287,8 @@ fn import(project: &Project, files: &[PathBuf]) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bench::boots::tests::{EXIT, KERNEL, THREADS};
-    use crate::bench::boots::{counted, MEASURES};
     use crate::host::failure::classify;
+    use crate::host::sh;
     use std::os::unix::fs::PermissionsExt;
     use std::process::Command;
 
@@ -309,22 +325,6 @@ mod tests {
     }
 
     #[test]
-    fn the_instructions_have_the_boots_and_one_command() {
-        let packages = [PathBuf::from("/out/linux-image.deb")];
-        let text = instructions(Path::new("/out"), &packages, Format::Deb);
-        for policy in policy::ALL {
-            assert!(text.contains(&format!("  lazy_tlb={policy}\n")), "{text}");
-        }
-        for words in [
-            "/out/linux-image.deb",
-            "dpkg -i",
-            "\n  sh lab/lazy-tlb-lab.sh\n",
-        ] {
-            assert!(text.contains(words), "{words}: {text}");
-        }
-    }
-
-    #[test]
     fn the_tarball_leaves_a_symbolic_link_where_it_is() {
         let dir = tempfile::tempdir().unwrap();
         let (root, packed) = (dir.path().join("root"), dir.path().join("packed"));
@@ -358,105 +358,52 @@ mod tests {
         }
     }
 
-    /// A machine for the script: its /proc and /sys, its programs, and the script.
-    fn machine(policy: &str, user: u32) -> tempfile::TempDir {
+    /// What the script writes, and how it ends, where perf prints this.
+    fn script(perf: &str) -> (Option<i32>, String) {
         let dir = tempfile::tempdir().unwrap();
         let put = |name: &str, text: &str| {
             let path = dir.path().join(name);
-            fs::create_dir_all(path.parent().unwrap()).unwrap();
-            fs::write(&path, text).unwrap();
+            sh::write_whole(&path, text.as_bytes()).unwrap();
             fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
         };
-        put(
-            "proc/vmstat",
-            "nr_free_pages 9\nlazy_tlb_final_drops 4\nlazy_tlb_nudged 2\n",
-        );
         put(
             "proc/cpuinfo",
             "processor\t: 0\ncpu MHz\t: 7\nmodel name\t: Some CPU\n",
         );
-        put(
-            "proc/cmdline",
-            &format!("BOOT_IMAGE=x root=UUID=1-2 quiet lazy_tlb={policy}\n"),
-        );
-        put("proc/loadavg", "0.00 0.00 0.00 1/9 9\n");
-        put("sys/module/kernel/parameters/lazy_tlb", "handover\n");
-        put("bin/id", &format!("#!/bin/sh\necho {user}\n"));
-        // A log that has what the module said before, which is of no matter.
-        let old = "[    1.0] lazy_tlb_benchmark: what=old\n";
-        put("dev/kmsg", "");
-        put("bin/dmesg", "#!/bin/sh\nexec cat \"$LAZY_TLB_ROOT/log\"\n");
-        put("log", old);
-        put(
-            "bin/modprobe",
-            &format!(
-                "#!/bin/sh\ncd \"$LAZY_TLB_ROOT\" && cat dev/kmsg >>log && printf '{}' |\n\
-                 sed 's/^/[    2.0][    T1] lazy_tlb_benchmark: /' >>log\nexit 1\n",
-                KERNEL.replace("POLICY", "handover").replace('\n', "\\n")
-            ),
-        );
-        let perf = format!(
-            "#!/bin/sh\ncase \"$*\" in\n'bench sched') echo '  lazy-tlb: x' ;;\n\
-             'bench -f simple sched lazy-tlb -i 1 --exit') printf '{}' ;;\n*) printf '{}' ;;\nesac\n",
-            EXIT.replace('\n', "\\n"),
-            THREADS.replace('\n', "\\n")
-        );
-        put("perf", &perf.replace("POLICY", "handover"));
+        put("perf", &format!("#!/bin/sh\ncat <<END\n{perf}END\n"));
         let script = crate::kernel::workshop::repository().join(SCRIPT);
         fs::copy(script, dir.path().join("lab.sh")).unwrap();
-        dir
-    }
-
-    /// What the script writes and says there.
-    fn run_script(dir: &Path, rounds: &str) -> std::process::Output {
-        let mut path = dir.join("bin").into_os_string();
-        path.push(":");
-        path.push(std::env::var_os("PATH").unwrap());
         let mut sh = Command::new("sh");
-        sh.arg(dir.join("lab.sh")).arg(rounds).current_dir(dir);
-        sh.env("PATH", path)
-            .env("LAZY_TLB_ROOT", dir)
-            .env_remove("PERF");
-        sh.output().unwrap()
+        sh.args(["lab.sh", "1"]).current_dir(dir.path());
+        let output = sh
+            .env("LAZY_TLB_ROOT", dir.path())
+            .env_remove("PERF")
+            .output();
+        let output = output.unwrap();
+        let said = [output.stdout, output.stderr].concat();
+        let said = String::from_utf8(said).unwrap();
+        let text = fs::read_to_string(dir.path().join(said.trim())).unwrap_or(said);
+        (output.status.code(), text)
     }
 
     #[test]
     fn what_the_script_writes_is_read() {
-        let dir = machine("handover", 0);
-        let output = run_script(dir.path(), "2");
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(output.status.success(), "{said}");
-        let file = String::from_utf8_lossy(&output.stdout).trim().to_owned();
-        let text = fs::read_to_string(dir.path().join(file)).unwrap();
-        let results = Results::parse(&text).unwrap().remove(0);
-        assert_eq!(results.policy, "handover");
-        assert_eq!(results.cmdline, "quiet");
-        assert_eq!(results.machine.cpu_model, "Some CPU");
-        assert_eq!(results.runs.len(), 10);
-        assert_eq!(
-            results.runs[4].command,
-            "perf bench -f simple sched lazy-tlb -i 1 --exit"
-        );
-        assert_eq!(counted(&[&results], "final_drops"), Some(0));
-        assert_eq!((results.kernel.len(), results.kernel_said.len()), (6, 2));
-        let (_, count) = MEASURES[7].spread(&[&results]).unwrap();
-        assert_eq!(count, 2);
-    }
-
-    #[test]
-    fn the_script_refuses_where_nothing_can_be_measured() {
-        let refused = |dir: &tempfile::TempDir, why: &str| {
-            let output = run_script(dir.path(), "1");
-            let said = String::from_utf8_lossy(&output.stderr).into_owned();
-            assert_eq!(output.status.code(), Some(1), "{said}");
-            assert!(said.contains(why) && said.contains("remedy"), "{said}");
+        let repeat = |policy: &str| {
+            format!("repeat 1 policy {policy} mode threads cpus 4 trips_per_sec 10000\n")
         };
-        refused(&machine("handover", 1000), "only root");
-        refused(&machine("refcount", 0), "the policy in force is handover");
-        let dir = machine("handover", 0);
-        fs::write(dir.path().join("perf"), "#!/bin/sh\necho messaging\n").unwrap();
-        refused(&dir, "no `bench sched lazy-tlb`");
-        fs::write(dir.path().join("proc/vmstat"), "nr_free_pages 9\n").unwrap();
-        refused(&dir, "no lazy_tlb_* counters");
+        let perf = ["refcount", "handover", "shootdown"].map(repeat).concat();
+        let (status, text) = script(&(perf.clone() + "vmstat lazy_tlb_nudged 3\n"));
+        assert_eq!(status, Some(0), "{text}");
+        let samples = read(&text).unwrap();
+        assert_eq!((samples.samples.len(), samples.bench()), (3, "perf"));
+        assert_eq!(samples.machine.cpu_model, "Some CPU");
+        let one = text.replace("policy handover", "policy refcount");
+        assert!(read(&one).is_err());
+        let (status, said) = script(&(perf + "Hint: be root\n"));
+        assert_eq!(status, Some(1));
+        assert!(
+            said.contains("did not come to its end") && said.contains("be root"),
+            "{said}"
+        );
     }
 }

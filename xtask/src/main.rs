@@ -22,7 +22,7 @@ use clap::builder::PossibleValuesParser;
 use clap::{Args, Parser, Subcommand};
 
 use crate::guest::initramfs::GuestFile;
-use crate::guest::machine::{Append, Guest};
+use crate::guest::machine::{Append, Guest, Vm};
 use crate::host::cache::Cache;
 use crate::host::failure::{classify, fail, Exit, EXIT_HELP};
 use crate::kernel::build::Build;
@@ -202,41 +202,13 @@ enum Command {
 enum Bench {
     /// Final drops, scans and interrupts of the same workloads under each policy.
     #[command(after_help = "Example: cargo xtask bench ipis --cpus 32 --workload build")]
-    Ipis {
-        #[command(flatten)]
-        kernel: Kernel,
-        #[command(flatten)]
-        options: bench::ipis::Options,
-        /// Write every sample to FILE; without it, into results/.
-        #[arg(long, value_name = "FILE")]
-        json: Option<PathBuf>,
-    },
+    Ipis(Measured<bench::ipis::Options>),
     /// What a lazy TLB borrow and a final drop cost in the kernel, by its own benchmark.
-    // Its own arguments are a group that is called Kernel.
-    #[command(
-        name = "kernel",
-        after_help = "Example: cargo xtask bench kernel --arch um --cpus 2"
-    )]
-    InKernel {
-        #[command(flatten)]
-        kernel: Kernel,
-        #[command(flatten)]
-        options: bench::kernel::Options,
-        /// Write every sample to FILE; without it, into results/.
-        #[arg(long, value_name = "FILE")]
-        json: Option<PathBuf>,
-    },
+    #[command(after_help = "Example: cargo xtask bench kernel --arch um --cpus 2")]
+    Kernel(Measured<bench::kernel::Options>),
     /// What perf bench sched lazy-tlb says when it compares the policies in a guest; without KVM, emulated.
     #[command(after_help = "Example: cargo xtask bench perf --arch arm64")]
-    Perf {
-        #[command(flatten)]
-        kernel: Kernel,
-        #[command(flatten)]
-        options: bench::paired::Options,
-        /// Write every sample to FILE; without it, into results/.
-        #[arg(long, value_name = "FILE")]
-        json: Option<PathBuf>,
-    },
+    Perf(Measured<bench::paired::Options>),
     /// Which cache lines move per trip to idle and back, counted in the emulator under each policy.
     #[command(after_help = "Example: cargo xtask bench lines --arch x86_64 --cpus 32")]
     Lines {
@@ -253,15 +225,31 @@ enum Bench {
     },
     /// How long an exit takes under each policy, changed at run time in a guest; without KVM, emulated.
     #[command(after_help = "Example: cargo xtask bench exit --arch arm64 --icount")]
-    Exit {
-        #[command(flatten)]
-        kernel: Kernel,
-        #[command(flatten)]
-        options: bench::paired::Options,
-        /// Write every sample to FILE; without it, into results/.
-        #[arg(long, value_name = "FILE")]
-        json: Option<PathBuf>,
-    },
+    Exit(Measured<bench::paired::Options>),
+}
+
+/// What is measured of which kernel.
+#[derive(Args)]
+struct Measured<O: Args> {
+    #[command(flatten)]
+    kernel: Kernel,
+    #[command(flatten)]
+    options: O,
+    /// Write every sample to FILE; without it, into results/.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+impl<O: Args> Measured<O> {
+    fn by(
+        &self,
+        project: &Project,
+        run: fn(&Project, &Workshop<'_>, &Build<'_>, &O, Option<&Path>) -> Result<()>,
+    ) -> Result<()> {
+        with_kernel(project, &self.kernel, |shop, build| {
+            run(project, shop, build, &self.options, self.json.as_deref())
+        })
+    }
 }
 
 /// Which patches to leave out.
@@ -387,59 +375,20 @@ fn run(cli: Cli) -> Result<Exit> {
             };
             return checks::stages::run(&project, &plan);
         }
-        Command::Bench {
-            bench:
-                Some(Bench::Ipis {
-                    kernel,
-                    options,
-                    json,
-                }),
-        } => {
-            return with_kernel(&project, &kernel, |_, build| {
-                bench::ipis::run(&project, build, &options, json.as_deref())
-            });
-        }
-        Command::Bench {
-            bench:
-                Some(Bench::InKernel {
-                    kernel,
-                    options,
-                    json,
-                }),
-        } => with_kernel(&project, &kernel, |_, build| {
-            bench::kernel::run(&project, build, &options, json.as_deref())
-        })?,
-        Command::Bench {
-            bench:
-                Some(Bench::Perf {
-                    kernel,
-                    options,
-                    json,
-                }),
-        } => with_kernel(&project, &kernel, |shop, build| {
-            bench::perf::run(&project, shop, build, &options, json.as_deref())
-        })?,
-        Command::Bench {
-            bench:
-                Some(Bench::Exit {
-                    kernel,
-                    options,
-                    json,
-                }),
-        } => with_kernel(&project, &kernel, |shop, build| {
-            bench::exit::run(&project, shop, build, &options, json.as_deref())
-        })?,
-        Command::Bench {
-            bench:
-                Some(Bench::Lines {
-                    target,
-                    variant,
-                    options,
-                    json,
-                }),
-        } => with_kernel(&project, &Kernel { target, variant }, |_, build| {
-            bench::lines::run(&project, build, &options, json.as_deref())
-        })?,
+        Command::Bench { bench: Some(bench) } => match bench {
+            Bench::Ipis(measured) => measured.by(&project, bench::ipis::run)?,
+            Bench::Kernel(measured) => measured.by(&project, bench::kernel::run)?,
+            Bench::Perf(measured) => measured.by(&project, bench::perf::run)?,
+            Bench::Exit(measured) => measured.by(&project, bench::exit::run)?,
+            Bench::Lines {
+                target,
+                variant,
+                options,
+                json,
+            } => with_kernel(&project, &Kernel { target, variant }, |_, build| {
+                bench::lines::run(&project, build, &options, json.as_deref())
+            })?,
+        },
         Command::Bench { bench: None } => return bench_everything(project.linux.as_deref()),
         Command::Lab { options } => lab::run(&project, &options)?,
         Command::Neighbours { options } => return checks::neighbours::run(&project, &options),
@@ -558,6 +507,7 @@ fn boot(project: &Project, kernel: &Kernel, args: &BootArgs) -> Result<()> {
         }
         None => &project.guest_initramfs(arch, "run-init")?,
     };
+    let vm = Vm::new(project, arch, &image)?;
     let limit = Duration::from_secs(args.timeout);
     let report = Guest {
         smp: args.smp,
@@ -565,15 +515,7 @@ fn boot(project: &Project, kernel: &Kernel, args: &BootArgs) -> Result<()> {
         timeout: limit,
         silence: guest::machine::SILENCE.min(limit),
         echo: true,
-        ..Guest::of(
-            arch,
-            guest::machine::accelerator(&project.cache, arch, &image)?,
-            &image,
-            initramfs,
-            project
-                .cache
-                .path(format!("log/boot-{}-{}.log", arch.name, kernel.variant)),
-        )
+        ..vm.guest(initramfs, &format!("boot-{}-{}", arch.name, kernel.variant))
     }
     .boot()?;
     report.check()

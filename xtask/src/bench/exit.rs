@@ -5,10 +5,11 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
-use crate::bench::paired::{self, Bench, Options, Sample};
+use crate::bench::paired::{Bench, Options};
 use crate::guest::console::{number, pairs, text};
 use crate::kernel::build::Build;
 use crate::kernel::workshop::{Project, Workshop};
+use crate::results::sample::Sample;
 
 /// What the guest puts in front of its lines.
 const PREFIX: &str = "lazy-tlb-exit: ";
@@ -16,8 +17,10 @@ const PREFIX: &str = "lazy-tlb-exit: ";
 const LIMITS: [(&str, f64); 2] = [("handover", 3.0), ("shootdown", 10.0)];
 
 /// A line of the guest's is the median of the exits of a round, and what the kernel did in one of them.
-fn samples(line: &str, boot: u32) -> Result<[Sample; 3]> {
-    let line = pairs(line);
+fn read(line: &str, boot: u32) -> Result<Vec<Sample>> {
+    let Some(line) = line.strip_prefix(PREFIX).map(pairs) else {
+        return Ok(Vec::new());
+    };
     let count = |key| number(&line, key);
     let exits = count("exits")? as f64;
     let us: f64 = text(&line, "us")?.parse().context("us is a number")?;
@@ -33,25 +36,11 @@ fn samples(line: &str, boot: u32) -> Result<[Sample; 3]> {
             value,
         })
     };
-    Ok([
+    Ok(vec![
         sample("exit", "us", us)?,
         sample("handed", "CPUs per exit", count("handed")? as f64 / exits)?,
         sample("nudged", "CPUs per exit", count("nudged")? as f64 / exits)?,
     ])
-}
-
-fn read(console: &str, boot: u32) -> Result<Vec<Sample>> {
-    let lines = console.lines().filter_map(|line| line.strip_prefix(PREFIX));
-    let mut all = Vec::new();
-    for line in lines {
-        let samples = samples(line, boot).with_context(|| format!("`{line}` is damaged"))?;
-        all.extend(samples);
-    }
-    all.sort_by_key(|sample| sample.what != "exit");
-    match all.is_empty() {
-        true => Err(paired::nothing("any exit")),
-        false => Ok(all),
-    }
 }
 
 /// `bench exit` itself.
@@ -66,12 +55,13 @@ pub fn run(
         name: "exit",
         build,
         initramfs: project.guest_initramfs(build.arch, "exit-init")?,
-        rounds: 20,
+        words: "",
+        rounds: Some(20),
         read,
     };
-    let results = bench.run(project, &shop.base.version.to_string(), options, json)?;
+    let samples = bench.run(project, shop, options, json)?;
     for (policy, percent) in LIMITS {
-        for line in results.verdict("exit", policy, percent) {
+        for line in samples.verdict("exit", policy, percent) {
             println!("{line}");
         }
     }
@@ -82,42 +72,29 @@ pub fn run(
 mod tests {
     use super::*;
 
-    const CONSOLE: &str = "\
-lazy-tlb-exit: round=1 policy=handover case=lazy cpus=4 exits=20 handed=80 nudged=0 us=211.500
-lazy-tlb-exit: round=1 policy=shootdown case=none cpus=4 exits=20 handed=20 nudged=0 us=201.250
-";
+    const LINE: &str = "lazy-tlb-exit: round=1 policy=handover case=lazy cpus=4 exits=20 \
+                        handed=80 nudged=0 us=211.500";
 
     #[test]
     fn a_line_is_a_time_and_two_counts() {
-        let samples = read(CONSOLE, 2).unwrap();
-        assert_eq!(samples.len(), 6);
-        let Sample {
-            policy,
-            boot,
-            round,
-            what,
-            case,
-            cpus,
-            unit,
-            value,
-        } = &samples[0];
-        assert_eq!((policy.as_str(), what.as_str()), ("handover", "exit"));
-        assert_eq!((case.as_str(), unit.as_str()), ("lazy", "us"));
-        assert_eq!((*boot, *round, *cpus, *value), (2, 1, 4, 211.5));
+        let samples = read(LINE, 2).unwrap();
+        let exit = Sample {
+            policy: "handover".into(),
+            boot: 2,
+            round: 1,
+            what: "exit".into(),
+            case: "lazy".into(),
+            cpus: 4,
+            unit: "us".into(),
+            value: 211.5,
+        };
+        assert_eq!((samples.len(), &samples[0]), (3, &exit));
         assert_eq!(
-            (samples[1].case.as_str(), samples[1].value),
-            ("none", 201.25)
-        );
-        assert_eq!(
-            (samples[2].what.as_str(), samples[2].value),
+            (samples[1].what.as_str(), samples[1].value),
             ("handed", 4.0)
         );
-    }
-
-    #[test]
-    fn a_console_without_exits_or_with_damaged_ones_is_an_error() {
-        assert!(read("Run /init\n", 1).is_err());
-        let cut = read(&CONSOLE.replace(" us=211.500", ""), 1).unwrap_err();
-        assert!(format!("{cut:#}").contains("did not report us"), "{cut:#}");
+        assert!(read("Run /init", 1).unwrap().is_empty());
+        let cut = read(&LINE.replace(" us=211.500", ""), 1).unwrap_err();
+        assert!(cut.to_string().contains("did not report us"), "{cut}");
     }
 }

@@ -1,6 +1,5 @@
 //! `bench` and `run`: what is measured.
 
-pub mod boots;
 pub mod exit;
 pub mod ipis;
 pub mod kernel;

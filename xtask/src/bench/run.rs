@@ -1,18 +1,17 @@
 //! The main job: the same workload under every policy, one table, one verdict.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
 use anyhow::{ensure, Context, Result};
-use comfy_table::{CellAlignment, Table};
 
 use crate::guest::console::Report;
-use crate::guest::machine::{self, Guest};
+use crate::guest::machine::{self, Guest, Vm};
 use crate::host::arch::Arch;
 use crate::host::failure::{fail, Exit};
 use crate::host::policy;
 use crate::kernel::workshop::Project;
-use crate::results::case::{Case, Status};
+use crate::results::case::{self, Case};
+use crate::results::table;
 
 /// What the first process puts in front of its results.
 const PREFIX: &str = "lazy-tlb-run";
@@ -61,48 +60,30 @@ impl Results {
     }
 }
 
-/// Boots a guest for each policy, `words` on their command line; an error is one that did not come to its end.
-pub fn boot(
-    project: &Project,
-    arch: &'static Arch,
-    image: &Path,
-    accel: &str,
-    words: &str,
-) -> Result<Vec<Results>> {
-    let initramfs = project.guest_initramfs(arch, "run-init")?;
+/// Boots a guest for each policy, `words` on their command line.
+pub fn boot(vm: &Vm<'_>, words: &str) -> Result<Vec<Results>> {
+    let initramfs = vm.project.guest_initramfs(vm.arch, "run-init")?;
     let mut results = Vec::new();
     for policy in policy::ALL {
         let append = format!("lazy_tlb={policy} {} {words}", machine::NO_KUNIT);
-        let report = Guest {
+        let guest = Guest {
             append: append.trim_end(),
-            ..Guest::of(
-                arch,
-                accel,
-                image,
-                &initramfs,
-                project
-                    .cache
-                    .path(format!("log/run-{}-{policy}.log", arch.name)),
-            )
-        }
-        .boot()?;
-        results.push(Results::new(policy, report));
+            ..vm.guest(&initramfs, &format!("run-{}-{policy}", vm.arch.name))
+        };
+        results.push(Results::new(policy, guest.boot()?));
     }
     Ok(results)
 }
 
 /// The table, side by side.
-pub fn table(results: &[Results], accel: &str) -> String {
+pub fn table(results: &[Results], vm: &Vm<'_>) -> String {
     // Times under an emulator say nothing about hardware: said beside each of them.
-    let how = if accel.starts_with("tcg") {
-        "emulated"
-    } else {
-        accel
+    let how = match vm.is_emulated() {
+        true => "emulated",
+        false => &vm.accel,
     };
-    let mut table = Table::new();
-    table.load_preset(comfy_table::presets::ASCII_MARKDOWN);
     let policies = results.iter().map(|r| format!("lazy_tlb={}", r.asked));
-    table.set_header(std::iter::once(String::new()).chain(policies));
+    let header = std::iter::once(String::new()).chain(policies);
     type Column = Box<dyn Fn(&Results) -> String>;
     let key = |key: &'static str| -> Column { Box::new(move |r| r.text(key).to_owned()) };
     let rows: Vec<(String, Column)> = vec![
@@ -134,13 +115,9 @@ pub fn table(results: &[Results], accel: &str) -> String {
             Box::new(|r| r.report.warnings.len().to_string()),
         ),
     ];
-    for (name, column) in rows {
-        table.add_row(std::iter::once(name).chain(results.iter().map(column)));
-    }
-    for column in table.column_iter_mut().skip(1) {
-        column.set_cell_alignment(CellAlignment::Right);
-    }
-    table.to_string()
+    let rows = rows.into_iter();
+    let rows = rows.map(|(name, column)| std::iter::once(name).chain(results.iter().map(column)));
+    table::of(header, rows, &[0])
 }
 
 /// What must hold, each as a case.
@@ -188,16 +165,10 @@ fn check_lazies(result: &Results) -> Result<()> {
 pub fn run(project: &Project, arch: &'static Arch, skip: &[String]) -> Result<Exit> {
     let shop = project.workshop(skip, &[arch])?;
     let image = shop.build(arch, "default")?.image()?;
-    let accel = machine::accelerator(&project.cache, arch, &image)?;
-    let results = boot(project, arch, &image, &accel, "")?;
-    println!("\n{}\n", table(&results, &accel));
-    let failed: Vec<Case> = verdict(&results)
-        .into_iter()
-        .filter(|case| case.status == Status::Fail)
-        .collect();
-    for case in &failed {
-        println!("{}: {}", case.name, case.detail);
-    }
+    let vm = Vm::new(project, arch, &image)?;
+    let results = boot(&vm, "")?;
+    println!("\n{}\n", table(&results, &vm));
+    let failed = case::print_failed(&verdict(&results));
     // A guest that did not finish is another failure than one that counted wrongly.
     for result in &results {
         result
@@ -205,11 +176,11 @@ pub fn run(project: &Project, arch: &'static Arch, skip: &[String]) -> Result<Ex
             .check_end()
             .and_then(|()| result.report.check_cpus())?;
     }
-    if failed.is_empty() {
+    if failed == 0 {
         println!("verdict: PASS (every CPU came up, lazy CPUs hold references only in refcount mode, no warnings)");
         return Ok(Exit::Ok);
     }
-    println!("verdict: FAIL ({} of the checks above)", failed.len());
+    println!("verdict: FAIL ({} of the checks above)", failed);
     Err(fail(
         Exit::Failed,
         "the verdict failed",
@@ -224,6 +195,8 @@ pub fn run(project: &Project, arch: &'static Arch, skip: &[String]) -> Result<Ex
 mod tests {
     use super::*;
     use crate::guest::console::End;
+    use crate::results::case::Status;
+    use std::path::Path;
 
     fn guest(policy: &'static str, lazy: u32, held: u32) -> Results {
         let text = format!(
@@ -283,7 +256,19 @@ mod tests {
 
     #[test]
     fn the_table_has_medians_spreads_and_rates() {
-        let text = table(&[guest("refcount", 3, 3), guest("shootdown", 3, 0)], "tcg");
+        let dir = tempfile::tempdir().unwrap();
+        let project = Project {
+            repo: dir.path().into(),
+            cache: crate::host::cache::Cache::at(dir.path().into()).unwrap(),
+            linux: None,
+        };
+        let vm = Vm {
+            project: &project,
+            arch: crate::host::arch::find("x86_64").unwrap(),
+            image: dir.path(),
+            accel: "tcg".into(),
+        };
+        let text = table(&[guest("refcount", 3, 3), guest("shootdown", 3, 0)], &vm);
         assert!(text.contains("100 (90..110)"), "{text}");
         assert!(
             text.contains("1500"),

@@ -7,13 +7,12 @@
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
-use std::time::Duration;
 
 use anyhow::{ensure, Context, Result};
 use clap::Args;
 use serde::Serialize;
 
-use crate::guest::machine::{self, Guest};
+use crate::guest::machine::Vm;
 use crate::host::arch::{self, Arch};
 use crate::host::cache::Cache;
 use crate::host::failure::{classify, fail, Exit};
@@ -334,21 +333,9 @@ fn kernel(
 /// Boots the smallest guest that tells whether the kernel lives.
 fn boot(project: &Project, column: &Column, image: &Path) -> Result<()> {
     let initramfs = project.guest_initramfs(column.arch, "alive-init")?;
-    let limit = Duration::from_secs(300);
-    let name = column.name().replace(' ', "-");
-    Guest {
-        timeout: limit,
-        silence: limit,
-        ..Guest::of(
-            column.arch,
-            machine::accelerator(&project.cache, column.arch, image)?,
-            image,
-            &initramfs,
-            project.cache.path(format!("log/bisect-{name}.log")),
-        )
-    }
-    .boot()?
-    .check()
+    let vm = Vm::new(project, column.arch, image)?;
+    let log = format!("bisect-{}", column.name().replace(' ', "-"));
+    vm.guest(&initramfs, &log).boot()?.check()
 }
 
 /// The first that is broken says how.

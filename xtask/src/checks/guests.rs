@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use crate::guest::console::Report;
 use crate::guest::initramfs::{self, GuestFile};
 use crate::guest::ktap;
-use crate::guest::machine::{self, Guest};
+use crate::guest::machine::{self, Guest, Vm};
 use crate::host::arch::{self, Arch, Firmware, Kind};
 use crate::host::failure::{fail, Exit};
 use crate::host::policy;
@@ -226,11 +226,10 @@ impl Built {
 
 /// A test guest, which may be booted more than once.
 pub struct TestGuest<'a> {
-    pub project: &'a Project,
+    pub vm: Vm<'a>,
     pub tree: &'a Path,
     pub kind: &'static Kind,
     pub built: &'a Built,
-    pub accel: String,
     /// How long a test goes on that could do so for ever.
     pub seconds: u64,
     /// Seconds that a program has.
@@ -250,11 +249,10 @@ impl<'a> TestGuest<'a> {
         built: &'a Built,
     ) -> Result<Self> {
         Ok(TestGuest {
-            project,
+            vm: Vm::new(project, kind.arch(), &built.image)?,
             tree: &shop.tree,
             kind,
             built,
-            accel: machine::accelerator(&project.cache, kind.arch(), &built.image)?,
             seconds: SECONDS,
             program: PROGRAM_TIMEOUT * u64::from(built.variant.patience),
             firmware: None,
@@ -303,7 +301,6 @@ impl<'a> TestGuest<'a> {
 
     /// Boots it; the console goes to a log of that name.
     fn boot(&self, policy: &str, append: &str, initramfs: &Path, log: &str) -> Result<Report> {
-        let arch = self.kind.arch();
         let variant = self.built.variant;
         // A program is silent while it runs, and has twice as long as it is to go on.
         let longer = Duration::from_secs(self.seconds);
@@ -316,26 +313,21 @@ impl<'a> TestGuest<'a> {
             timeout: TEST_TIMEOUT * variant.patience + 10 * longer,
             silence: Duration::from_secs(self.program + SILENCE_MORE) + 3 * longer,
             firmware: self.firmware,
-            ..Guest::of(
-                arch,
-                self.accel.clone(),
-                &self.built.image,
-                initramfs,
-                self.project.cache.path(format!("log/{log}.log")),
-            )
+            ..self.vm.guest(initramfs, log)
         }
         .boot()
     }
 }
 
 /// What the kernel does about a policy that it does not know, and about more than one.
-pub fn bogus(project: &Project, guest: &TestGuest<'_>, log: &str) -> Result<Vec<Case>> {
+pub fn bogus(guest: &TestGuest<'_>, log: &str) -> Result<Vec<Case>> {
     let append = format!(
         "lazy_tlb=shootdown lazy_tlb=handover {} LAZY_TLB_EXITS=10 LAZY_TLB_REPEAT=1",
         machine::NO_KUNIT
     );
     // The workload's first process reports the policy; a few exits are enough for that.
-    let initramfs = project.guest_initramfs(guest.kind.arch(), "run-init")?;
+    let vm = &guest.vm;
+    let initramfs = vm.project.guest_initramfs(vm.arch, "run-init")?;
     let report = guest.boot(BOGUS, &append, &initramfs, log)?;
     let policy = report.values("lazy-tlb-run").remove("policy");
     let last = match policy.as_deref() {
@@ -357,9 +349,9 @@ pub fn bogus(project: &Project, guest: &TestGuest<'_>, log: &str) -> Result<Vec<
 }
 
 /// Whether a guest that hangs is found to, and tells where.
-pub fn hang(project: &Project, guest: &TestGuest<'_>, log: &str) -> Result<Vec<Case>> {
-    let arch = guest.kind.arch();
-    let initramfs = project.guest_initramfs(arch, "alive-init")?;
+pub fn hang(guest: &TestGuest<'_>, log: &str) -> Result<Vec<Case>> {
+    let vm = &guest.vm;
+    let initramfs = vm.project.guest_initramfs(vm.arch, "alive-init")?;
     let append = format!(
         "{} {} LAZY_TLB_WAIT=1",
         guest.kind.append,
@@ -369,13 +361,7 @@ pub fn hang(project: &Project, guest: &TestGuest<'_>, log: &str) -> Result<Vec<C
         append: &append,
         timeout: TEST_TIMEOUT,
         silence: Duration::from_secs(HANG_SILENCE),
-        ..Guest::of(
-            arch,
-            guest.accel.clone(),
-            &guest.built.image,
-            &initramfs,
-            project.cache.path(format!("log/{log}.log")),
-        )
+        ..vm.guest(&initramfs, log)
     }
     .boot()?;
     let found = match report.check() {

@@ -14,7 +14,7 @@ use serde::Serialize;
 use crate::guest::console::Report;
 use crate::guest::initramfs::{self, GuestFile};
 use crate::guest::ktap;
-use crate::guest::machine::{self, Guest};
+use crate::guest::machine::{self, Guest, Vm};
 use crate::host::arch::{self, Arch};
 use crate::host::failure::{fail, Exit};
 use crate::host::policy;
@@ -215,11 +215,8 @@ fn script(tree: &Path, arch: &Arch) -> Result<std::result::Result<[GuestFile; 2]
 
 /// A kernel, and what is the same each time that it is booted.
 struct Subject<'a> {
-    project: &'a Project,
+    vm: Vm<'a>,
     tree: &'a Path,
-    arch: &'static Arch,
-    accel: &'a str,
-    image: PathBuf,
 }
 
 impl Subject<'_> {
@@ -232,18 +229,12 @@ impl Subject<'_> {
         silence: Duration,
     ) -> Result<Report> {
         let append = format!("lazy_tlb={policy} {} {append}", machine::NO_KUNIT);
-        let log = format!("log/neighbours-{}-{policy}{log}.log", self.arch.name);
+        let log = format!("neighbours-{}-{policy}{log}", self.vm.arch.name);
         let report = Guest {
             append: &append,
             timeout: Duration::from_secs(1800),
             silence,
-            ..Guest::of(
-                self.arch,
-                self.accel,
-                &self.image,
-                initramfs,
-                self.project.cache.path(log),
-            )
+            ..self.vm.guest(initramfs, &log)
         }
         .boot()?;
         report.check_cpus()?;
@@ -296,7 +287,6 @@ pub fn run(project: &Project, options: &Options) -> Result<Exit> {
     let shop = project.workshop(&[], &[arch])?;
     let build = shop.build(arch, "neighbours")?;
     let image = build.image()?;
-    let accel = machine::accelerator(&project.cache, arch, &image)?;
     build.targets(&["headers"])?;
     let init = project.guest_program(arch, "test-init")?;
     let mut files = vec![GuestFile::program("init", &init)?];
@@ -318,21 +308,19 @@ pub fn run(project: &Project, options: &Options) -> Result<Exit> {
     let initramfs = build.out.join("neighbours.cpio");
     initramfs::write_initramfs(&initramfs, &files)?;
     let alive = project.guest_initramfs(arch, "alive-init")?;
-    let subject = |image: &Path| Subject {
-        project,
-        tree: &shop.tree,
-        arch,
-        accel: &accel,
-        image: image.into(),
+    let base = match options.without_base {
+        true => None,
+        false => Some(shop.build_base(arch, "neighbours-plain")?.image()?),
     };
     let mut columns = Vec::new();
-    if !options.without_base {
-        let base = shop.build_base(arch, "neighbours-plain")?.image()?;
-        columns.push((BASE, "none", subject(&base)));
-    }
-    columns.extend(policy::ALL.map(|policy| (policy, policy, subject(&image))));
+    columns.extend(base.as_deref().map(|base| (BASE, "none", base)));
+    columns.extend(policy::ALL.map(|policy| (policy, policy, image.as_path())));
     let mut results = Results::default();
-    for (column, policy, subject) in columns {
+    for (column, policy, image) in columns {
+        let subject = Subject {
+            vm: Vm::new(project, arch, image)?,
+            tree: &shop.tree,
+        };
         let mut cases = subject.tests(&initramfs, policy)?;
         cases.extend(subject.torture(&alive, policy)?);
         results.add(column, cases);

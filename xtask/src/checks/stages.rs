@@ -22,7 +22,7 @@ use crate::checks::off;
 use crate::checks::series;
 use crate::checks::tidy;
 use crate::guest::ktap;
-use crate::guest::machine;
+use crate::guest::machine::Vm;
 use crate::host::arch::{self, Arch, Kind};
 use crate::host::failure::{fail, Exit};
 use crate::host::policy;
@@ -325,8 +325,8 @@ impl Work<'_> {
         let name = built.variant.guest(kind.name);
         let log = format!("test-{}-{policy}", name.replace('/', "-"));
         let found = match policy {
-            BOGUS => bogus(project, &guest, &log),
-            HANG => hang(project, &guest, &log),
+            BOGUS => bogus(&guest, &log),
+            HANG => hang(&guest, &log),
             _ => {
                 let kexecs = policy == policy::HANDOVER && built.variant.kexecs(kind.arch());
                 let kexec = if kexecs { "LAZY_TLB_KEXEC=1" } else { "" };
@@ -398,11 +398,11 @@ fn cargo_case(line: &str) -> Option<Case> {
 /// The main job's verdict.
 fn main_job(project: &Project, built: &Built) -> Result<Vec<Case>> {
     let arch = arch::find("x86_64")?;
-    let accel = machine::accelerator(&project.cache, arch, &built.image)?;
+    let vm = Vm::new(project, arch, &built.image)?;
     // Whether it works; what it measures is for a kernel that does not check itself.
     let few = "LAZY_TLB_EXITS=250 LAZY_TLB_REPEAT=3";
-    let results = run::boot(project, arch, &built.image, &accel, few)?;
-    println!("\n{}\n", run::table(&results, &accel));
+    let results = run::boot(&vm, few)?;
+    println!("\n{}\n", run::table(&results, &vm));
     let cases = run::verdict(&results);
     Ok(cases.into_iter().map(|case| case.within("run")).collect())
 }
@@ -410,8 +410,7 @@ fn main_job(project: &Project, built: &Built) -> Result<Vec<Case>> {
 /// Counts of a few seconds, and what must hold for them.
 fn small_bench(project: &Project, built: &Built) -> Result<Vec<Case>> {
     let arch = arch::find("x86_64")?;
-    let accel = machine::accelerator(&project.cache, arch, &built.image)?;
-    ipis::cases(project, arch, &built.image, &accel)
+    ipis::cases(&Vm::new(project, arch, &built.image)?)
 }
 
 #[cfg(test)]

@@ -17,6 +17,7 @@ use crate::host::arch::{Arch, Firmware};
 use crate::host::cache::Cache;
 use crate::host::failure::{fail, Exit};
 use crate::host::sh;
+use crate::kernel::workshop::Project;
 
 /// A guest that prints nothing for this long hangs. A lockdep kernel under emulation, with builds
 /// beside it, was seen to need more than two minutes for a thousand exits.
@@ -56,8 +57,6 @@ pub struct Append {
 pub struct Guest<'a> {
     /// The architecture.
     pub arch: &'static Arch,
-    /// The emulator; the architecture's own, or a stand-in. Empty where the kernel needs none.
-    pub qemu: PathBuf,
     /// `kvm`, `tcg,thread=multi` or `tcg,thread=single`, or [`NATIVE`].
     pub accel: String,
     /// The kernel.
@@ -85,15 +84,6 @@ pub struct Guest<'a> {
 }
 
 impl<'a> Guest<'a> {
-    /// What is wrong with what its console says, under `policy`.
-    pub fn misread(&self, policy: &str, error: &anyhow::Error) -> anyhow::Error {
-        fail(
-            Exit::Failed,
-            format!("{policy}: {error:#}"),
-            format!("the console is in {}", self.log.display()),
-        )
-    }
-
     /// One with four CPUs that is given up when it is silent; the console goes to a log.
     pub fn of(
         arch: &'static Arch,
@@ -104,7 +94,6 @@ impl<'a> Guest<'a> {
     ) -> Self {
         Guest {
             arch,
-            qemu: arch.qemu.into(),
             accel: accel.into(),
             image,
             initramfs,
@@ -136,7 +125,7 @@ impl<'a> Guest<'a> {
             kernel.args(line.split_whitespace());
             return kernel;
         }
-        let mut qemu = Command::new(&self.qemu);
+        let mut qemu = Command::new(self.arch.qemu);
         let cpu = if self.accel == "kvm" {
             "host"
         } else {
@@ -191,7 +180,7 @@ impl<'a> Guest<'a> {
             .map_err(|error| {
                 fail(
                     Exit::Environment,
-                    format!("failed to run {}: {error}", self.qemu.display()),
+                    format!("failed to run {}: {error}", self.arch.qemu),
                     "run `cargo xtask setup`",
                 )
             })?;
@@ -259,11 +248,7 @@ impl<'a> Guest<'a> {
         if end == End::Exited && !status.success() && console.is_empty() {
             return Err(fail(
                 Exit::Guest,
-                format!(
-                    "{} failed ({status}): {}",
-                    self.qemu.display(),
-                    complaint.trim()
-                ),
+                format!("{} failed ({status}): {}", self.arch.qemu, complaint.trim()),
                 "the emulator's own message says why; it never started the kernel",
             ));
         }
@@ -272,16 +257,49 @@ impl<'a> Guest<'a> {
     }
 }
 
-/// The accelerator for so many CPUs, where [`accelerator`] has chosen one for few.
-///
-/// Where many emulated CPUs share few real ones, those that wait for an answer to an IPI keep the
-/// others from giving it: a boot with 128 of them on two took ten minutes, and less than one by
-/// turns.
-pub fn for_cpus(accel: &str, cpus: usize) -> String {
-    let real = std::thread::available_parallelism().map_or(1, |n| n.get());
-    match accel {
-        TCG if cpus > 8 * real => TCG_BY_TURNS.into(),
-        _ => accel.into(),
+/// A kernel and what it runs on: what its guests have in common.
+pub struct Vm<'a> {
+    pub project: &'a Project,
+    pub arch: &'static Arch,
+    pub image: &'a Path,
+    /// As [`Guest::accel`].
+    pub accel: String,
+}
+
+impl<'a> Vm<'a> {
+    /// With the best accelerator that runs this kernel here.
+    pub fn new(project: &'a Project, arch: &'static Arch, image: &'a Path) -> Result<Self> {
+        let accel = accelerator(&project.cache, arch, image)?;
+        Ok(Vm {
+            project,
+            arch,
+            image,
+            accel,
+        })
+    }
+
+    /// The same for so many CPUs.
+    ///
+    /// Where many emulated CPUs share few real ones, those that wait for an answer to an IPI keep the
+    /// others from giving it: a boot with 128 of them on two took ten minutes, and less than one by
+    /// turns.
+    pub fn for_cpus(mut self, cpus: usize) -> Self {
+        let real = std::thread::available_parallelism().map_or(1, |n| n.get());
+        if self.accel == TCG && cpus > 8 * real {
+            self.accel = TCG_BY_TURNS.into();
+        }
+        self
+    }
+
+    /// Whether times are an emulator's.
+    pub fn is_emulated(&self) -> bool {
+        self.accel.starts_with("tcg")
+    }
+
+    /// A guest, whose console goes to a log of that name.
+    pub fn guest<'b>(&'b self, initramfs: &'b Path, log: &str) -> Guest<'b> {
+        let log = self.project.cache.path(format!("log/{log}.log"));
+        Guest::of(self.arch, &*self.accel, self.image, initramfs, log)
     }
 }
 
@@ -289,7 +307,7 @@ pub fn for_cpus(accel: &str, cpus: usize) -> String {
 ///
 /// `/dev/kvm` may exist and still not run a guest, so it is asked to; the answer is kept until
 /// the machine reboots.
-pub fn accelerator(cache: &Cache, arch: &'static Arch, image: &Path) -> Result<String> {
+fn accelerator(cache: &Cache, arch: &'static Arch, image: &Path) -> Result<String> {
     if arch.is_program() {
         return Ok(NATIVE.into());
     }
@@ -332,25 +350,32 @@ pub fn accelerator(cache: &Cache, arch: &'static Arch, image: &Path) -> Result<S
 }
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use super::*;
     use crate::host::failure::classify;
     use std::os::unix::fs::PermissionsExt;
 
+    /// x86_64 with a shell script in place of the emulator.
+    pub fn scripted(dir: &Path, script: &str) -> &'static Arch {
+        let qemu = dir.join("qemu");
+        fs::write(&qemu, format!("#!/bin/sh\n{script}\n")).unwrap();
+        fs::set_permissions(&qemu, fs::Permissions::from_mode(0o755)).unwrap();
+        Box::leak(Box::new(Arch {
+            qemu: Box::leak(qemu.to_string_lossy().into_owned().into_boxed_str()),
+            ..*crate::host::arch::find("x86_64").unwrap()
+        }))
+    }
+
     /// Boots a shell script in place of the emulator.
     fn boot_script(script: &str, smp: usize) -> Result<console::Report> {
         let dir = tempfile::tempdir().unwrap();
-        let qemu = dir.path().join("qemu");
-        fs::write(&qemu, format!("#!/bin/sh\n{script}\n")).unwrap();
-        fs::set_permissions(&qemu, fs::Permissions::from_mode(0o755)).unwrap();
         Guest {
-            qemu,
             smp,
             append: "lazy_tlb=shootdown",
             timeout: Duration::from_secs(3),
             silence: Duration::from_secs(1),
             ..Guest::of(
-                crate::host::arch::find("x86_64").unwrap(),
+                scripted(dir.path(), script),
                 "tcg",
                 Path::new("bzImage"),
                 Path::new("initramfs"),
@@ -392,15 +417,6 @@ mod tests {
             "lazy_tlb=handover",
         ] {
             assert!(words.contains(&std::ffi::OsStr::new(word)), "{words:?}");
-        }
-    }
-
-    #[test]
-    fn only_many_emulated_cpus_run_by_turns() {
-        let many = 100 * std::thread::available_parallelism().map_or(1, |n| n.get());
-        assert_eq!(for_cpus(TCG, many), TCG_BY_TURNS);
-        for (accel, cpus) in [(TCG, 4), ("kvm", many), (NATIVE, many), (TCG_BY_TURNS, 4)] {
-            assert_eq!(for_cpus(accel, cpus), accel);
         }
     }
 

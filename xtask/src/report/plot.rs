@@ -1,30 +1,27 @@
 //! Diagrams, as SVG.
 
+use std::collections::BTreeSet;
+
 use anyhow::Result;
 use plotters::coord::ranged1d::{IntoSegmentedCoord, SegmentValue};
 use plotters::prelude::*;
 
 use crate::host::policy;
-
-/// A line of a plot: its name, and what it has at some places of the axis.
-pub struct Line<'a> {
-    pub name: &'a str,
-    pub points: Vec<Point>,
-}
-
-pub struct Point {
-    pub place: usize,
-    pub value: f64,
-    /// From where to where it spreads.
-    pub range: Option<(f64, f64)>,
-}
+use crate::results::sample::{Row, Samples, Spread, POLICIES};
 
 /// The size of a diagram, and of what stands above all of them.
-pub const PANEL: (u32, u32) = (380, 260);
-
+const PANEL: (u32, u32) = (380, 260);
 const HEAD: u32 = 64;
+/// How many diagrams stand side by side.
+const COLUMNS: usize = 4;
 
-pub type Area<'a> = DrawingArea<SVGBackend<'a>, plotters::coord::Shift>;
+type Area<'a> = DrawingArea<SVGBackend<'a>, plotters::coord::Shift>;
+
+/// The line of a policy: which of the places on the axis, and what it has there.
+struct Line {
+    name: &'static str,
+    points: Vec<(usize, Spread)>,
+}
 
 /// One colour for each policy, the same in every plot, to be told apart by everybody.
 fn colour(name: &str) -> RGBColor {
@@ -45,66 +42,59 @@ fn radius(name: &str) -> i32 {
     }
 }
 
-/// A page of diagrams: title, legend, and columns and rows of diagrams of one size.
-pub fn page(
-    title: &str,
-    names: &[&str],
-    panel: (u32, u32),
-    (columns, rows): (usize, usize),
-    draw: impl Fn(usize, &Area<'_>) -> Result<()>,
-) -> Result<String> {
+/// A diagram for each thing that was measured, over the numbers of CPUs, with a line for each policy.
+pub fn plot(all: &[&Samples]) -> Result<String> {
+    let rows: Vec<(&Samples, Row<'_>)> = all
+        .iter()
+        .flat_map(|samples| samples.rows().into_iter().map(|row| (*samples, row)))
+        .collect();
+    let mut panels: Vec<(&str, &str, &str)> = Vec::new();
+    let mut cpus = BTreeSet::new();
+    for (_, (what, case, own, unit)) in &rows {
+        cpus.insert(*own);
+        if !panels.contains(&(what, case, unit)) {
+            panels.push((what, case, unit));
+        }
+    }
+    let cpus: Vec<u32> = cpus.into_iter().collect();
+    let columns = panels.len().min(COLUMNS);
+    let grid = (panels.len().div_ceil(columns), columns);
+    let size = (PANEL.0 * grid.1 as u32, HEAD + PANEL.1 * grid.0 as u32);
     let mut svg = String::new();
-    let size = (panel.0 * columns as u32, HEAD + panel.1 * rows as u32);
     {
         let root = SVGBackend::with_string(&mut svg, size).into_drawing_area();
         root.fill(&WHITE)?;
         let (head, body) = root.split_vertically(HEAD);
-        head.draw(&Text::new(title, (16, 12), ("sans-serif", 18)))?;
+        head.draw(&Text::new(all[0].title(), (16, 12), ("sans-serif", 18)))?;
         let mut left = 22;
-        for name in names {
-            head.draw(&Circle::new(
-                (left, 47),
-                radius(name),
-                colour(name).filled(),
-            ))?;
-            head.draw(&Text::new(*name, (left + 12, 40), ("sans-serif", 14)))?;
+        for name in POLICIES {
+            let dot = Circle::new((left, 47), radius(name), colour(name).filled());
+            head.draw(&dot)?;
+            head.draw(&Text::new(name, (left + 12, 40), ("sans-serif", 14)))?;
             left += 40 + 7 * name.len() as i32;
         }
-        for (index, area) in body.split_evenly((rows, columns)).iter().enumerate() {
-            draw(index, area)?;
+        for (area, panel) in body.split_evenly(grid).iter().zip(&panels) {
+            let of = |(_, row): &&(&Samples, Row<'_>)| (row.0, row.1, row.3) == *panel;
+            let lines = POLICIES.map(|name| {
+                let point = |(samples, row): &(&Samples, Row<'_>)| {
+                    let place = cpus.iter().position(|cpus| *cpus == row.2)?;
+                    Some((place, samples.absolute(*row, name)?))
+                };
+                let points = rows.iter().filter(of).filter_map(point).collect();
+                Line { name, points }
+            });
+            let (what, case, unit) = panel;
+            diagram(area, &format!("{what} {case}"), unit, &cpus, &lines)?;
         }
         root.present()?;
     }
     Ok(svg)
 }
 
-/// What stands below a diagram, and at its places.
-pub struct Axis {
-    pub name: &'static str,
-    pub places: Vec<String>,
-}
-
-impl Axis {
-    pub fn of_cpus(cpus: &[usize]) -> Self {
-        Axis {
-            name: "CPUs",
-            places: cpus.iter().map(usize::to_string).collect(),
-        }
-    }
-}
-
 /// One diagram over places that are all at the same distance.
-pub fn diagram(
-    area: &Area<'_>,
-    title: &str,
-    unit: &str,
-    axis: &Axis,
-    lines: &[Line<'_>],
-) -> Result<()> {
-    let places = &axis.places;
-    let tops = lines.iter().flat_map(|line| &line.points);
-    let tops = tops.map(|point| point.range.map_or(point.value, |(_, to)| to));
-    let highest = tops.fold(0.0, f64::max);
+fn diagram(area: &Area<'_>, title: &str, unit: &str, cpus: &[u32], lines: &[Line]) -> Result<()> {
+    let points = lines.iter().flat_map(|line| &line.points);
+    let highest = points.map(|(_, spread)| spread.max).fold(0.0, f64::max);
     // A diagram of nothing but zeros needs an axis as well.
     let top = if highest > 0.0 { highest * 1.1 } else { 1.0 };
     let mut chart = ChartBuilder::on(area)
@@ -112,39 +102,35 @@ pub fn diagram(
         .margin(10)
         .x_label_area_size(34)
         .y_label_area_size(58)
-        .build_cartesian_2d((0..places.len() - 1).into_segmented(), 0.0..top)?;
+        .build_cartesian_2d((0..cpus.len() - 1).into_segmented(), 0.0..top)?;
     chart
         .configure_mesh()
         .disable_x_mesh()
         .light_line_style(TRANSPARENT)
         .bold_line_style(RGBColor(220, 220, 220))
-        .x_labels(places.len() + 1)
+        .x_labels(cpus.len() + 1)
         .y_labels(6)
         .x_label_formatter(&|place| match place {
-            SegmentValue::CenterOf(place) => places.get(*place).cloned().unwrap_or_default(),
+            SegmentValue::CenterOf(place) => cpus.get(*place).map_or(String::new(), u32::to_string),
             _ => String::new(),
         })
-        .x_desc(axis.name)
+        .x_desc("CPUs")
         .y_desc(unit)
         .label_style(("sans-serif", 12))
         .axis_desc_style(("sans-serif", 12))
         .draw()?;
     for line in lines {
         let colour = colour(line.name);
-        let at = |point: &Point, value: f64| (SegmentValue::CenterOf(point.place), value);
-        let path: Vec<_> = line.points.iter().map(|p| at(p, p.value)).collect();
+        let at = |place: usize, value: f64| (SegmentValue::CenterOf(place), value);
+        let path = line.points.iter().map(|(place, s)| at(*place, s.median));
+        let path: Vec<_> = path.collect();
         chart.draw_series([PathElement::new(path, colour.stroke_width(2))])?;
-        for point in &line.points {
-            if let Some((from, to)) = point.range {
-                let bar = vec![at(point, from), at(point, to)];
-                chart.draw_series([PathElement::new(bar, colour.stroke_width(1))])?;
-            }
-            let dot = Circle::new(at(point, point.value), radius(line.name), colour.filled());
+        for (place, s) in &line.points {
+            let bar = vec![at(*place, s.min), at(*place, s.max)];
+            chart.draw_series([PathElement::new(bar, colour.stroke_width(1))])?;
+            let dot = Circle::new(at(*place, s.median), radius(line.name), colour.filled());
             chart.draw_series([dot])?;
         }
-    }
-    if lines.iter().all(|line| line.points.is_empty()) {
-        area.draw(&Text::new("no value", (90, 60), ("sans-serif", 12)))?;
     }
     Ok(())
 }

@@ -81,6 +81,14 @@ pub fn counts(cases: &[Case]) -> [usize; 3] {
         .map(|status| cases.iter().filter(|case| case.status == status).count())
 }
 
+/// Prints those that failed, and says how many they are.
+pub fn print_failed(cases: &[Case]) -> usize {
+    for case in cases.iter().filter(|case| case.status == Status::Fail) {
+        println!("{}: {}", case.name, case.detail);
+    }
+    counts(cases)[1]
+}
+
 /// Collects the cases of a run and prints each as it comes.
 #[derive(Default)]
 pub struct Recorder {

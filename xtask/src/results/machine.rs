@@ -63,15 +63,6 @@ impl Machine {
         }
     }
 
-    /// Virtual or not, in words.
-    pub fn kind(&self) -> &'static str {
-        match self.is_virtual {
-            Some(true) => "a virtual machine",
-            Some(false) => "no virtual machine",
-            None => "virtual or not is not known",
-        }
-    }
-
     /// What its folder is called, such as `x86_64-2cpus-amd-epyc`.
     pub fn slug(&self) -> String {
         let plain = self.cpu_model.to_lowercase();

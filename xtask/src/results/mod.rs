@@ -3,3 +3,4 @@
 pub mod case;
 pub mod machine;
 pub mod sample;
+pub mod table;

@@ -1,13 +1,74 @@
-//! What benchmarks count and measure, and how that is named.
+//! Samples: what benchmarks count and time, the form in which that is kept, and the table of it.
+//!
+//! A value of one policy and the one of `refcount` of the same round are of the same moments of the same boot.
+//! Their ratio says more than two medians do.
 
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
-/// A median with the least and the greatest.
+use crate::host::policy;
+use crate::host::sh;
+use crate::results::machine::Machine;
+use crate::results::table;
+
+/// The policies, each compared with the first.
+pub const POLICIES: [&str; 3] = [policy::REFCOUNT, policy::HANDOVER, policy::SHOOTDOWN];
+/// How the names of the files begin.
+pub const FILES: &str = "paired-";
+
+/// Everything that a benchmark found.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Samples {
+    /// How to measure it again.
+    pub command: String,
+    pub machine: Machine,
+    /// The guest's architecture; empty where there was no guest.
+    pub guest: String,
+    /// More words of its command line.
+    pub append: String,
+    pub kernel: String,
+    pub variant: String,
+    /// What the times are.
+    pub clock: String,
+    pub samples: Vec<Sample>,
+}
+
+/// A value of one round.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Sample {
+    pub policy: String,
+    /// From 1.
+    pub boot: u32,
+    /// From 1.
+    pub round: u32,
+    pub what: String,
+    /// Empty where there is only one.
+    #[serde(default)]
+    pub case: String,
+    pub cpus: u32,
+    pub unit: String,
+    pub value: f64,
+}
+
+/// What the samples of a row have in common: what, case, CPUs, unit.
+pub type Row<'a> = (&'a str, &'a str, u32, &'a str);
+
+impl Sample {
+    pub fn row(&self) -> Row<'_> {
+        (&self.what, &self.case, self.cpus, &self.unit)
+    }
+}
+
+/// A median with the least, the greatest, and the middle half.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Spread {
     pub median: f64,
     pub min: f64,
     pub max: f64,
+    pub quartiles: (f64, f64),
 }
 
 impl Spread {
@@ -20,20 +81,175 @@ impl Spread {
             1 => values[middle],
             _ => (values[middle - 1] + values[middle]) / 2.0,
         };
-        Some(Spread { median, min, max })
-    }
-
-    /// `median (min..max)`.
-    pub fn shown(&self) -> String {
-        format!("{:.2} ({:.2}..{:.2})", self.median, self.min, self.max)
+        let at = |part: f64| values[((values.len() - 1) as f64 * part).round() as usize];
+        let quartiles = (at(0.25), at(0.75));
+        Some(Spread {
+            median,
+            min,
+            max,
+            quartiles,
+        })
     }
 }
 
-/// A counter of the kernel, before the workload and after it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Counted {
-    pub before: u64,
-    pub after: u64,
+impl Samples {
+    /// What `cargo xtask bench` calls it; perf measures a machine itself.
+    pub fn bench(&self) -> &str {
+        self.command.split(' ').nth(3).unwrap_or("perf")
+    }
+
+    /// Writes it, a line for each sample, where that is said or beside the other results of its machine, whose
+    /// names say what is unusual; returns where.
+    pub fn write(
+        &self,
+        repo: &Path,
+        cpus: u32,
+        unusual: &[&str],
+        json: Option<&Path>,
+    ) -> Result<PathBuf> {
+        let cpus = cpus.to_string();
+        let variant = self.variant.as_str();
+        let variant = if variant == "default" { "" } else { variant };
+        let mut words = vec![self.bench(), &self.guest, &cpus];
+        words.extend(unusual);
+        words.extend([variant, &self.append]);
+        words.retain(|word| !word.is_empty());
+        let words: Vec<String> = words.into_iter().map(in_a_name).collect();
+        let name = format!("{FILES}{}", words.join("-"));
+        let folder = repo.join("results").join(self.machine.slug());
+        let own = || folder.join(format!("{name}.json"));
+        let path = json.map_or_else(own, Path::to_owned);
+        let text = serde_json::to_string(self)?.replace("},{", "},\n{") + "\n";
+        sh::write_whole(&path, text.as_bytes())?;
+        Ok(path)
+    }
+
+    /// The rows, as they came.
+    pub fn rows(&self) -> Vec<Row<'_>> {
+        let mut rows = Vec::new();
+        for sample in &self.samples {
+            if !rows.contains(&sample.row()) {
+                rows.push(sample.row());
+            }
+        }
+        rows
+    }
+
+    /// The values of a row, by boot and round.
+    fn values(&self, row: Row<'_>, policy: &str) -> BTreeMap<(u32, u32), f64> {
+        let of = |sample: &&Sample| sample.row() == row && sample.policy == policy;
+        let samples = self.samples.iter().filter(of);
+        samples.map(|s| ((s.boot, s.round), s.value)).collect()
+    }
+
+    /// What a row comes to with a policy.
+    pub fn absolute(&self, row: Row<'_>, policy: &str) -> Option<Spread> {
+        Spread::of(self.values(row, policy).into_values().collect())
+    }
+
+    /// Ratios to refcount, each of one round.
+    fn ratios(&self, row: Row<'_>, policy: &str) -> Option<Spread> {
+        let base = self.values(row, POLICIES[0]);
+        let ratio = |(at, value): (_, f64)| base.get(&at).map(|base| value / base);
+        let ratios = self.values(row, policy).into_iter().filter_map(ratio);
+        Spread::of(ratios.filter(|ratio| ratio.is_finite()).collect())
+    }
+
+    /// A line for each policy in each row.
+    pub fn table(&self) -> String {
+        let mut lines = Vec::new();
+        for row in self.rows() {
+            let (what, case, cpus, unit) = row;
+            for policy in POLICIES {
+                let Some(s) = self.absolute(row, policy) else {
+                    continue;
+                };
+                let ratio = self.ratios(row, policy).filter(|_| policy != POLICIES[0]);
+                let ratio = ratio.map(|s| {
+                    let (first, third) = s.quartiles;
+                    [
+                        format!("{:.3}", s.median),
+                        format!("{first:.3}..{third:.3}"),
+                        format!("{:.3}..{:.3}", s.min, s.max),
+                    ]
+                });
+                let mut cells = vec![
+                    format!("{what} {case}").trim_end().to_owned() + ", " + unit,
+                    cpus.to_string(),
+                    policy.to_owned(),
+                    format!("{:.1}", s.median),
+                    format!("{:.1}..{:.1}", s.min, s.max),
+                ];
+                cells.extend(ratio.unwrap_or_default());
+                lines.push(cells);
+            }
+        }
+        let header = [
+            "",
+            "CPUs",
+            "policy",
+            "median",
+            "min..max",
+            "to refcount, paired",
+            "quartiles",
+            "min..max",
+        ];
+        table::of(header, lines, &[0, 2])
+    }
+
+    /// Whether a policy is within `percent` of refcount, paired, or in the middle half of what refcount
+    /// itself comes to: for each row of `what`, in words.
+    pub fn verdict(&self, what: &str, policy: &str, percent: f64) -> Vec<String> {
+        let rows = self.rows().into_iter().filter(|row| row.0 == what);
+        let verdict = |row: Row<'_>| {
+            let ratio = self.ratios(row, policy)?.median;
+            let median = self.absolute(row, policy)?.median;
+            let (_, third) = self.absolute(row, POLICIES[0])?.quartiles;
+            let how = match (ratio <= 1.0 + percent / 100.0, median <= third) {
+                (true, _) => "yes",
+                (false, true) => "no, but inside refcount's own middle half",
+                (false, false) => "NO",
+            };
+            let (what, case, ..) = row;
+            Some(format!(
+                "{what} {case}: {policy} within {percent} % of refcount ({:+.1} %): {how}",
+                (ratio - 1.0) * 100.0
+            ))
+        };
+        rows.filter_map(verdict).collect()
+    }
+
+    /// What it is of.
+    pub fn title(&self) -> String {
+        let append = match self.append.as_str() {
+            "" => String::new(),
+            words => format!(", `{words}`"),
+        };
+        match self.guest.as_str() {
+            "" => format!("The machine itself: {}", self.bench()),
+            guest => format!("Guest {guest}{append}: {}", self.bench()),
+        }
+    }
+
+    /// Its part of the report.
+    pub fn section(&self, file: &str) -> String {
+        let clock = match self.clock.starts_with("this") {
+            true => "",
+            false => ", and no measure of a machine",
+        };
+        format!(
+            "\n### {}\n\n{}, {} CPUs, Linux {} (variant {}); the clock is {}{clock}.\n\n\
+             From `{file}`; again: `{}`\n\n{}\n",
+            self.title(),
+            self.machine.cpu_model,
+            self.machine.cpus,
+            self.kernel,
+            self.variant,
+            self.clock,
+            self.command,
+            self.table(),
+        )
+    }
 }
 
 /// How such words are asked for, after the rest of a command; nothing if there are none.
@@ -45,10 +261,80 @@ pub fn append_option(words: &str) -> String {
 }
 
 /// Words of a command line as part of a file's name.
-pub fn in_a_name(words: &str) -> String {
+fn in_a_name(words: &str) -> String {
     let plain = words.chars().map(|c| match c {
         'a'..='z' | 'A'..='Z' | '0'..='9' | '-' | '_' => c,
         _ => '-',
     });
     plain.collect()
+}
+
+#[cfg(test)]
+pub mod tests {
+    use super::*;
+
+    pub fn of(command: &str, samples: Vec<Sample>) -> Samples {
+        Samples {
+            command: command.into(),
+            machine: Machine::parse("model name\t: Some CPU\n", "x86_64", "6.1.0"),
+            guest: "arm64".into(),
+            append: String::new(),
+            kernel: "7.3.4".into(),
+            variant: "default".into(),
+            clock: "emulated".into(),
+            samples,
+        }
+    }
+
+    /// Three rounds, each slower than the one before; `handover` and `shootdown` times refcount.
+    pub fn example(handover: f64, shootdown: f64) -> Samples {
+        let sample = |round: u32, policy: usize| Sample {
+            policy: POLICIES[policy].into(),
+            boot: 1,
+            round,
+            what: "exit".into(),
+            case: "lazy".into(),
+            cpus: 4,
+            unit: "us".into(),
+            value: 100.0 * f64::from(round) * [1.0, handover, shootdown][policy],
+        };
+        let rounds = (1..=3).flat_map(|round| (0..3).map(move |policy| sample(round, policy)));
+        of("cargo xtask bench exit --arch arm64", rounds.collect())
+    }
+
+    #[test]
+    fn a_ratio_is_of_one_round() {
+        let table = example(1.02, 1.5).table();
+        assert!(
+            table.contains("1.020 | 1.020..1.020 | 1.020..1.020"),
+            "{table}"
+        );
+        assert!(table.contains("300.0 | 150.0..450.0 |"), "{table}");
+    }
+
+    #[test]
+    fn the_verdict_has_a_limit() {
+        let verdict = |ratio, policy| {
+            example(ratio, ratio)
+                .verdict("exit", policy, 10.0)
+                .remove(0)
+        };
+        assert!(verdict(1.09, "shootdown").ends_with("(+9.0 %): yes"));
+        assert!(verdict(1.2, "shootdown").contains("inside"));
+        assert!(verdict(2.0, "shootdown").ends_with("NO"));
+    }
+
+    #[test]
+    fn a_file_is_named_after_what_is_in_it_and_can_be_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut samples = example(1.0, 1.25);
+        (samples.variant, samples.append) = ("test".into(), "a=1 b".into());
+        let path = samples.write(dir.path(), 4, &["icount"], None).unwrap();
+        let name = "results/x86_64-1cpus-some-cpu/paired-exit-arm64-4-icount-test-a-1-b.json";
+        assert_eq!(path, dir.path().join(name));
+        let text = std::fs::read_to_string(path).unwrap();
+        assert_eq!(text.lines().count(), 9);
+        let read: Samples = serde_json::from_str(&text).unwrap();
+        assert_eq!(read.samples, samples.samples);
+    }
 }
