@@ -92,7 +92,7 @@ pub fn print_failed(cases: &[Case]) -> usize {
 /// Collects the cases of a run and prints each as it comes.
 #[derive(Default)]
 pub struct Recorder {
-    cases: Vec<Case>,
+    pub cases: Vec<Case>,
 }
 
 impl Recorder {
