@@ -20,7 +20,6 @@ use crate::kernel::workshop::Project;
 use crate::results::machine::Machine;
 use crate::results::sample::Samples;
 
-/// What runs on the machine, relative to the repository.
 const SCRIPT: &str = "lab/lazy-tlb-lab.sh";
 /// At the end of the kernel's release, so that it is installed beside another of the same version.
 const LOCALVERSION: &str = "LOCALVERSION=-lazy-tlb";
@@ -45,7 +44,6 @@ pub struct Options {
     import: Vec<PathBuf>,
 }
 
-/// What the kernel is packaged as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Format {
     /// Debian packages.
@@ -89,7 +87,6 @@ fn depends_on(tree: &Path, symbol: &str) -> String {
     needs.collect::<Vec<_>>().join(", ")
 }
 
-/// Why the lines of configs/lab.config were not taken, and what to do.
 fn check_config(tree: &Path, refused: &[String]) -> Result<()> {
     if refused.is_empty() {
         return Ok(());
@@ -144,7 +141,6 @@ fn arch_of(name: Option<&str>) -> Result<&'static Arch> {
     }
 }
 
-/// `lab` itself.
 pub fn run(project: &Project, options: &Options) -> Result<()> {
     match &options.config {
         Some(config) => build(project, options, config),
@@ -182,7 +178,6 @@ fn build(project: &Project, options: &Options, config: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Builds the kernel and returns its packages.
 fn package(build: &Build<'_>, out: &Path, format: Format) -> Result<Vec<PathBuf>> {
     let (target, ending, _) = format.facts();
     let started = SystemTime::now();
@@ -199,7 +194,6 @@ fn package(build: &Build<'_>, out: &Path, format: Format) -> Result<Vec<PathBuf>
     Ok(packages)
 }
 
-/// What to do on the machine.
 fn instructions(out: &Path, packages: &[PathBuf], format: Format) -> String {
     let list = |paths: &[PathBuf]| -> String {
         let line = |path: &PathBuf| format!("  {}\n", path.display());
@@ -219,7 +213,6 @@ fn instructions(out: &Path, packages: &[PathBuf], format: Format) -> String {
     )
 }
 
-/// What a file of lazy-tlb-lab.sh says.
 fn read(text: &str) -> Result<Samples> {
     let after = |prefix: &str| -> Vec<&str> {
         let lines = text.lines();

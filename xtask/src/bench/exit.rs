@@ -43,7 +43,6 @@ fn read(line: &str, boot: u32) -> Result<Vec<Sample>> {
     ])
 }
 
-/// `bench exit` itself.
 pub fn run(
     project: &Project,
     shop: &Workshop<'_>,

@@ -65,7 +65,6 @@ struct Record {
     mmu: String,
     workload: String,
     run: u32,
-    /// Processes that ended.
     exits: u64,
     final_drops: u64,
     /// Slots that final drops looked at.
@@ -134,7 +133,6 @@ impl Record {
         })
     }
 
-    /// What is kept of it.
     fn samples(&self, cpus: u32) -> Vec<Sample> {
         let thousand = "per 1000 exits";
         let counts = [
@@ -212,7 +210,6 @@ fn measure(
     Ok(outcomes)
 }
 
-/// What must hold of the records, each as a case.
 fn verdict(records: &[&Record]) -> Vec<Case> {
     let mut cases = Vec::new();
     for record in records {

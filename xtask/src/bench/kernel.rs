@@ -55,7 +55,6 @@ fn read(line: &str, boot: u32) -> Result<Vec<Sample>> {
     }])
 }
 
-/// `bench kernel` itself.
 pub fn run(
     project: &Project,
     shop: &Workshop<'_>,

@@ -39,7 +39,6 @@ fn field_at(fields: &[Field], at: u64) -> &str {
     found.map_or("rest", |field| &field.0)
 }
 
-/// What is where in the kernel.
 pub struct Layout {
     /// From the least address on.
     symbols: BTreeMap<u64, String>,
@@ -97,7 +96,6 @@ impl Layout {
         })
     }
 
-    /// What the workload reads of it.
     pub fn for_guest(&self) -> String {
         let symbols = ["init_task", "__per_cpu_offset"].into_iter();
         let mut lines: Vec<String> = symbols
@@ -111,13 +109,11 @@ impl Layout {
         lines.concat()
     }
 
-    /// The symbol that an address belongs to.
     pub fn symbol(&self, at: u64) -> &str {
         let found = self.symbols.range(..=at).next_back();
         found.map_or("?", |(_, name)| name)
     }
 
-    /// Whether the kernel has a symbol.
     pub fn has(&self, name: &str) -> bool {
         self.addresses.contains_key(name)
     }
@@ -134,7 +130,6 @@ impl Layout {
         percpu.or_else(|| within("_text", "_end", at))
     }
 
-    /// The field of mm_struct so many bytes from its start.
     pub fn mm_field(&self, at: u64) -> &str {
         field_at(&self.mm, at)
     }

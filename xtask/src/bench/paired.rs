@@ -41,11 +41,9 @@ pub struct Options {
 
 /// A benchmark that a guest runs by itself.
 pub struct Bench<'a> {
-    /// As `cargo xtask bench` calls it.
     pub name: &'static str,
     pub build: &'a Build<'a>,
     pub initramfs: PathBuf,
-    /// More words of its command line.
     pub words: &'static str,
     /// How often all policies come, unless the options say it; nothing if that is not to be chosen.
     pub rounds: Option<u32>,
@@ -54,7 +52,6 @@ pub struct Bench<'a> {
 }
 
 impl Bench<'_> {
-    /// Boots the guests, writes the file, prints the table.
     pub fn run(
         &self,
         project: &Project,

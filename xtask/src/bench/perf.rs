@@ -64,7 +64,6 @@ pub fn read(line: &str, boot: u32) -> Result<Vec<Sample>> {
     }
 }
 
-/// `bench perf` itself.
 pub fn run(
     project: &Project,
     shop: &Workshop<'_>,

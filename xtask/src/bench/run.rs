@@ -16,7 +16,6 @@ use crate::results::table;
 /// What the first process puts in front of its results.
 const PREFIX: &str = "lazy-tlb-run";
 
-/// One guest's results.
 pub struct Results {
     asked: &'static str,
     report: Report,
@@ -75,7 +74,6 @@ pub fn boot(vm: &Vm<'_>, words: &str) -> Result<Vec<Results>> {
     Ok(results)
 }
 
-/// The table, side by side.
 pub fn table(results: &[Results], vm: &Vm<'_>) -> String {
     // Times under an emulator say nothing about hardware: said beside each of them.
     let how = match vm.is_emulated() {
@@ -120,7 +118,6 @@ pub fn table(results: &[Results], vm: &Vm<'_>) -> String {
     table::of(header, rows, &[0])
 }
 
-/// What must hold, each as a case.
 pub fn verdict(results: &[Results]) -> Vec<Case> {
     let mut cases = Vec::new();
     for result in results {

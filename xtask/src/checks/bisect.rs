@@ -21,7 +21,6 @@ use crate::series::base::Base;
 use crate::series::git;
 use crate::series::patch::{assemble, Changes, Patch, Series};
 
-/// The variant with the option off.
 const OFF: &str = "plain";
 /// The variant with the option on, where the tree offers it; with Rust alone where not.
 const ON: &str = "default";

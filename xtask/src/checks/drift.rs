@@ -23,7 +23,6 @@ use crate::series::base::{self, Base, Offer, Origin};
 use crate::series::git::{self, Checkout};
 use crate::series::patch::{explain, Patch, Selection, Series};
 
-/// The oldest release that is tried.
 const OLDEST: &str = "7.2";
 
 /// Which kernels, and where results go.

@@ -19,16 +19,13 @@ use crate::results::case::Case;
 /// What a guest is booted with that knows no policy.
 const NO_POLICY: [&str; 1] = ["no-policy"];
 
-/// The suites that must have run at boot.
 const SUITES: [&str; 2] = ["lazy_tlb", "lazy_tlb_policy"];
 
 /// Where other guests have their policy: one that never ends.
 pub const HANG: &str = "hang";
 
-/// Seconds until it is given up.
 const HANG_SILENCE: u64 = 20;
 
-/// A policy that no kernel knows.
 pub const BOGUS: &str = "bogus";
 
 /// Seconds that the guest gives one program: generous, for others build and boot beside it.
@@ -57,15 +54,11 @@ const TEST_TIMEOUT: Duration = Duration::from_secs(2400);
 
 /// How test kernels can be built, and how their guests then differ.
 pub struct Variant {
-    /// The fragment in `configs/variants/`.
     pub name: &'static str,
     /// Where it can be built; everywhere if empty.
     arches: &'static [&'static str],
-    /// What its guests are booted with.
     pub policies: &'static [&'static str],
-    /// The suites that must have run at boot.
     suites: &'static [&'static str],
-    /// More words for the kernel's command line.
     append: &'static str,
     /// How many times as long as others its guests may take.
     patience: u32,
@@ -124,7 +117,6 @@ pub static VARIANTS: [Variant; 6] = [
 ];
 
 impl Variant {
-    /// What `test` boots unless told otherwise.
     pub const TEST: Variant = Variant {
         name: "test",
         arches: &[],
@@ -149,7 +141,6 @@ impl Variant {
         ))
     }
 
-    /// Whether a guest goes on to another kernel.
     pub fn kexecs(&self, arch: &Arch) -> bool {
         self.kexec && arch.name == "x86_64"
     }
@@ -180,7 +171,6 @@ impl Variant {
     }
 }
 
-/// The variants that a name means.
 pub fn variants(name: &str) -> Result<Vec<&'static Variant>> {
     let meant = |variant: &&Variant| name == arch::ALL || variant.name == name;
     let found: Vec<&Variant> = VARIANTS.iter().filter(meant).collect();
@@ -200,7 +190,6 @@ pub fn variants(name: &str) -> Result<Vec<&'static Variant>> {
 pub struct Built {
     pub variant: &'static Variant,
     pub image: PathBuf,
-    /// Of the test guests.
     initramfs: PathBuf,
 }
 
@@ -232,7 +221,6 @@ pub struct TestGuest<'a> {
     pub built: &'a Built,
     /// How long a test goes on that could do so for ever.
     pub seconds: u64,
-    /// Seconds that a program has.
     pub program: u64,
     /// What starts it, if not the emulator's own firmware.
     pub firmware: Option<&'static Firmware>,
@@ -241,7 +229,6 @@ pub struct TestGuest<'a> {
 }
 
 impl<'a> TestGuest<'a> {
-    /// A guest of that kind.
     pub fn new(
         project: &'a Project,
         shop: &'a Workshop<'_>,
@@ -396,7 +383,6 @@ fn names_cpu(shown: &str, cpu: usize) -> bool {
     lines.any(|line| words.iter().any(|word| line.contains(word)))
 }
 
-/// How many mms have ended in a guest, as far as it knows.
 pub fn ended(report: &Report) -> u64 {
     let values = report.values("lazy-tlb-guest");
     let drops = values.get("final_drops");
@@ -451,13 +437,11 @@ fn left_over(report: &Report) -> Vec<Case> {
         .collect()
 }
 
-/// What a kernel says first.
 const KERNEL: &str = "Linux version ";
 
 /// What a guest says when its tests are over.
 const TESTED: &str = "lazy-tlb-guest: mms=";
 
-/// Whether another kernel has come up after the tests.
 pub fn kexeced(console: &str) -> Result<()> {
     let after = console.split_once(TESTED).map_or("", |(_, after)| after);
     anyhow::ensure!(

@@ -48,7 +48,6 @@ struct Check {
     targets: Vec<String>,
 }
 
-/// `lint` itself.
 pub fn run(project: &Project, options: &Options) -> Result<Exit> {
     let arches = arch::of_kinds(&arch::kinds(&options.arch)?);
     let shop = project.workshop(&[], &arches)?;
@@ -240,7 +239,6 @@ fn finding(line: &str, last: &str, files: &BTreeSet<PathBuf>) -> Option<Finding>
     })
 }
 
-/// The files that the series changes or brings.
 fn files_of(shop: &Workshop<'_>) -> BTreeSet<PathBuf> {
     let touched = shop.series.patches.iter().flat_map(|patch| patch.touches());
     let added = shop.series.added().into_iter().map(Path::to_owned);

@@ -20,9 +20,7 @@ use crate::host::sh;
 use crate::kernel::workshop::Project;
 use crate::results::case::Case;
 
-/// Where the tests are.
 pub const DIR: &str = "Documentation/litmus-tests/lazy-tlb";
-/// Where Debian has herd7.
 const SUITE: &str = "sid";
 /// herd7, and the libraries it is linked with.
 const PACKAGES: [&str; 3] = ["herdtools7", "libc6", "libgmp10"];
@@ -54,12 +52,10 @@ impl fmt::Display for Verdict {
     }
 }
 
-/// One case for each test of the series.
 pub fn cases(project: &Project) -> Result<Vec<Case>> {
     cases_in(project, &project.repo.join(DIR))
 }
 
-/// One case for each test in a folder.
 pub fn cases_in(project: &Project, dir: &Path) -> Result<Vec<Case>> {
     let tests = tests_in(dir)?;
     let model = project.base()?.dir.join("tools/memory-model");
@@ -108,7 +104,6 @@ fn tests_in(dir: &Path) -> Result<Vec<PathBuf>> {
     Ok(tests)
 }
 
-/// herd7, in the cache.
 struct Herd {
     root: PathBuf,
     /// The loader to run it with, where the machine's own C library is too old.
@@ -116,7 +111,6 @@ struct Herd {
 }
 
 impl Herd {
-    /// Finds herd7, fetched where needed.
     fn find(cache: &Cache) -> Result<Self> {
         let root = cache.path("herd7");
         if !root.exists() {
@@ -231,7 +225,6 @@ fn fetch(cache: &Cache, root: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Compares what a test promises with what herd7 printed about it.
 fn compare(test: &str, output: &str) -> Result<()> {
     let promised = promised(test)?;
     let seen = observed(output)?;

@@ -2,6 +2,7 @@
 
 pub mod bisect;
 pub mod drift;
+pub mod fences;
 pub mod guests;
 pub mod lint;
 pub mod litmus;

@@ -44,7 +44,6 @@ const PROGRAMS: [(&str, &[&str]); 12] = [
 const PARAM_TEST: (&str, &str) = ("rseq", "param_test");
 /// Its arguments: spinlock, list, buffer, increment, and membarrier.
 const PARAMS: [&str; 5] = ["-T s", "-T l", "-T b", "-T i", "-T r"];
-/// Repetitions and threads.
 const PARAM_SIZE: &str = "-r 100 -t 8";
 /// A selftest that is a shell script: its folder and its name.
 const SCRIPT: (&str, &str) = ("cpu-hotplug", "cpu-on-off-test");
@@ -54,9 +53,7 @@ const BUSYBOX: &str = "/bin/busybox";
 const SCF_SECONDS: u64 = 40;
 /// The tests of rseq register by themselves.
 const OWN_RSEQ: &str = "GLIBC_TUNABLES=glibc.pthread.rseq=0";
-/// Keeps it from starting.
 const NO_SCF: &str = "initcall_blacklist=scf_torture_init";
-/// Where the column without the series has its name.
 const BASE: &str = "base tree";
 
 /// Where they run.
@@ -93,7 +90,6 @@ impl Results {
         }
     }
 
-    /// The cases that did not come to the same everywhere.
     fn different(&self) -> Vec<&str> {
         let differs = |row: &&Vec<Option<Status>>| row.iter().any(|status| *status != row[0]);
         let rows = self.cases.iter().filter(|(_, row)| differs(row));
@@ -136,7 +132,6 @@ impl Results {
     }
 }
 
-/// Compiles a program with the tree's own headers.
 fn compile(
     shop: &Workshop<'_>,
     build: &Build<'_>,
@@ -241,7 +236,6 @@ impl Subject<'_> {
         Ok(report)
     }
 
-    /// The selftests.
     fn tests(&self, initramfs: &Path, policy: &str) -> Result<Vec<Case>> {
         let append = format!("{NO_SCF} {OWN_RSEQ} LAZY_TLB_TEST_TIMEOUT=600");
         let report = self.boot(initramfs, policy, &append, "", machine::SILENCE)?;
@@ -269,7 +263,6 @@ impl Subject<'_> {
     }
 }
 
-/// What scftorture says at the end.
 fn tortured(console: &str) -> Result<()> {
     let said = console
         .lines()
@@ -281,7 +274,6 @@ fn tortured(console: &str) -> Result<()> {
     }
 }
 
-/// `neighbours` itself.
 pub fn run(project: &Project, options: &Options) -> Result<Exit> {
     let arch = arch::find(&options.arch)?;
     let shop = project.workshop(&[], &[arch])?;

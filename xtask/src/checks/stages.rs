@@ -43,26 +43,19 @@ const HOST_STAGES: [(&str, HostStage); 5] = [
 ];
 /// The stages that need kernels. All but `guests` are x86_64's.
 const KERNEL_STAGES: [&str; 4] = [GUESTS, "off", "run", "bench"];
-/// The stage that boots test guests.
 const GUESTS: &str = "guests";
 
-/// What `test` is asked for.
 pub struct Plan<'a> {
-    /// The guests.
     pub guests: Vec<&'static Kind>,
-    /// How their kernels are built.
     pub variants: Vec<&'static Variant>,
-    /// Patches to leave out of what is built.
     pub skip: &'a [String],
     /// Only these stages; all where empty.
     pub stages: &'a [String],
     /// Only guests with these policies; all where empty.
     pub policies: &'a [String],
-    /// Where all cases go as JSON.
     pub json: Option<&'a Path>,
     /// How long a test goes on that could do so for ever.
     pub seconds: u64,
-    /// More words for the guests' command lines.
     pub append: &'a str,
 }
 
@@ -124,7 +117,6 @@ impl Plan<'_> {
     }
 }
 
-/// A kernel to build.
 struct Kernel {
     arch: &'static Arch,
     variant: &'static Variant,
@@ -134,13 +126,9 @@ struct Kernel {
 /// What a kernel is for.
 #[derive(Clone, Copy)]
 enum Use {
-    /// A test guest, booted under a policy.
     Guest(&'static Kind, &'static str),
-    /// The main job.
     Run,
-    /// The comparison with the option off.
     Off,
-    /// The small benchmark of interrupts.
     Bench,
 }
 
@@ -174,7 +162,6 @@ struct Work<'a> {
     changed: Condvar,
 }
 
-/// Runs the stages, prints every case, and counts.
 pub fn run(project: &Project, plan: &Plan<'_>) -> Result<Exit> {
     let known = || {
         let host = HOST_STAGES.iter().map(|(name, _)| *name);
@@ -249,7 +236,6 @@ impl Work<'_> {
         recorder.ended(name, started, result);
     }
 
-    /// Builds kernels until none waits.
     fn build_all(&self) {
         loop {
             // In a statement of its own, or the board would be locked during the build.
@@ -364,7 +350,6 @@ fn not_built(stage: &str, said: &str, impossible: &Option<anyhow::Error>) -> Cas
     }
 }
 
-/// xtask's own tests, by cargo.
 fn own_tests(project: &Project) -> Result<Vec<Case>> {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or("cargo".into()));
     cargo
@@ -395,7 +380,6 @@ fn cargo_case(line: &str) -> Option<Case> {
     })
 }
 
-/// The main job's verdict.
 fn main_job(project: &Project, built: &Built) -> Result<Vec<Case>> {
     let arch = arch::find("x86_64")?;
     let vm = Vm::new(project, arch, &built.image)?;

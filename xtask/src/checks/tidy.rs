@@ -3,12 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::sync::LazyLock;
 
 use anyhow::{ensure, Context, Result};
 use regex::Regex;
 
+use crate::checks::fences::{unpaired_barriers, unsafe_outside_rooms, Text};
 use crate::checks::mutants::{self, Mutant};
 use crate::host::failure::{fail, Exit};
 use crate::host::tools;
@@ -23,12 +24,7 @@ use crate::series::patch::{on_top, Changes, Patch, Selection, Series};
 const HOST: [&str; 10] = [
     "xtask", "lines", "guest", "configs", "patches", "mutants", "results", "lab", ".ci", ".cargo",
 ];
-/// The crate root whose `#[export]` entries may be unsafe.
-const ENTRIES: &str = "mm/lazy_tlb/lazy_tlb.rs";
-/// How far above a barrier its comment may begin.
-const COMMENT_REACH: usize = 12;
 
-/// Everything that the checks look at.
 struct Tidy<'a> {
     project: &'a Project,
     series: Series,
@@ -53,7 +49,6 @@ const CHECKS: [(&str, Check); 11] = [
     ("nobody is signed off for", sign_offs),
 ];
 
-/// One case for each check.
 pub fn cases(project: &Project) -> Result<Vec<Case>> {
     tools::ensure(&project.cache, &[])?;
     let tidy = Tidy {
@@ -74,17 +69,21 @@ pub fn cases(project: &Project) -> Result<Vec<Case>> {
 }
 
 impl Tidy<'_> {
+    /// The patched tree.
+    fn tree(&self) -> Result<PathBuf> {
+        let all = Selection::default();
+        git::patched(&self.project.cache, &self.base, &self.series, &all)
+    }
+
     fn read(&self, path: &Path) -> Result<String> {
         let full = self.project.repo.join(path);
         fs::read_to_string(&full).with_context(|| format!("reading {}", full.display()))
     }
 
-    /// What the series makes of the base tree.
     fn changes(&self) -> Result<Changes> {
         self.series.changes(&self.base.dir, &Selection::default())
     }
 
-    /// The files of this repository that belong into the kernel.
     fn kernel_files(&self) -> Vec<&Path> {
         let kernel = |path: &&Path| {
             let mut parts = path.components();
@@ -119,95 +118,14 @@ impl Tidy<'_> {
     }
 }
 
-/// One file as it will be, as far as it is ours.
-struct Text {
-    /// The file in the kernel.
-    target: PathBuf,
-    /// Where to edit it.
-    place: String,
-    /// Line number there, the text, and whether we bring the line (a hunk has others as well).
-    lines: Vec<(usize, String, bool)>,
-}
-
-impl Text {
-    fn of_file(path: &Path, text: &str) -> Self {
-        let line = |(index, line): (usize, &str)| (index + 1, line.to_owned(), true);
-        Text {
-            target: path.to_owned(),
-            place: path.display().to_string(),
-            lines: text.lines().enumerate().map(line).collect(),
-        }
-    }
-
-    /// One for each file that the patch has hunks for.
-    fn of_patch(patch: &Patch) -> Vec<Self> {
-        let mut texts: Vec<Text> = Vec::new();
-        let text = patch.text();
-        let above = text.lines().count() - patch.diff.lines().count();
-        for (index, line) in patch.diff.lines().enumerate() {
-            if let Some(rest) = line.strip_prefix("diff --git a/") {
-                let target = rest.split(" b/").next().unwrap_or(rest).into();
-                let place = format!("patches/{}", patch.entry.file);
-                texts.push(Text {
-                    target,
-                    place,
-                    lines: Vec::new(),
-                });
-            } else if let Some(text) = texts.last_mut() {
-                let header = line.starts_with("+++ ") || line.starts_with("--- ");
-                let number = above + index + 1;
-                match line.chars().next() {
-                    Some('+') if !header => text.lines.push((number, line[1..].into(), true)),
-                    Some(' ') => text.lines.push((number, line[1..].into(), false)),
-                    _ => (),
-                }
-            }
-        }
-        texts
-    }
-
-    fn is_rust(&self) -> bool {
-        self.target.extension().is_some_and(|e| e == "rs")
-    }
-}
-
-/// A line without its `//` comment; strings with `//` in them do not occur beside code here.
-fn code(line: &str) -> &str {
-    line.split("//").next().unwrap_or_default()
-}
-
-static UNSAFE: LazyLock<Regex> =
-    LazyLock::new(|| Regex::new(r"\bunsafe\b|\bbindings::").expect("valid"));
-
 fn unsafe_rooms(tidy: &Tidy<'_>) -> Result<Vec<String>> {
     let texts = tidy.texts()?;
     Ok(texts.iter().flat_map(unsafe_outside_rooms).collect())
 }
 
-fn unsafe_outside_rooms(text: &Text) -> Vec<String> {
-    if !text.is_rust() || text.target.starts_with("rust/") {
-        return Vec::new();
-    }
-    let has_entries = text.target == Path::new(ENTRIES);
-    let mut in_entry = false;
-    let mut messages = Vec::new();
-    for (number, line, ours) in &text.lines {
-        if has_entries && line.trim() == "#[export]" {
-            in_entry = true;
-        }
-        let import = has_entries && line.starts_with("use ");
-        if *ours && !in_entry && !import && UNSAFE.is_match(code(line)) {
-            messages.push(format!(
-                "{}:{number}: unsafe or bindings:: outside rust/ and the entries of {ENTRIES}",
-                text.place
-            ));
-        }
-        // rustfmt puts the end of a function at the start of a line.
-        if line == "}" {
-            in_entry = false;
-        }
-    }
-    messages
+fn barriers(tidy: &Tidy<'_>) -> Result<Vec<String>> {
+    let texts = tidy.texts()?;
+    Ok(texts.iter().flat_map(unpaired_barriers).collect())
 }
 
 fn files_in_patches(tidy: &Tidy<'_>) -> Result<Vec<String>> {
@@ -303,117 +221,36 @@ fn module_docs(tidy: &Tidy<'_>) -> Result<Vec<String>> {
     Ok(messages)
 }
 
-static BARRIER: LazyLock<Regex> = LazyLock::new(|| {
-    let c = r"\b(smp_mb|smp_rmb|smp_wmb|smp_mb__\w+|smp_store_release|smp_load_acquire|\w+_acquire|\w+_release)\(";
-    let rust = r"[(,]\s*(ordering::)?(Acquire|Release|Full)\s*[),]|\bsmp_(mb|rmb|wmb)\(";
-    Regex::new(&format!("{c}|{rust}")).expect("valid")
-});
-
-fn barriers(tidy: &Tidy<'_>) -> Result<Vec<String>> {
-    let texts = tidy.texts()?;
-    Ok(texts.iter().flat_map(unpaired_barriers).collect())
-}
-
-fn unpaired_barriers(text: &Text) -> Vec<String> {
-    let source = ["rs", "c", "h", "S"];
-    if !text
-        .target
-        .extension()
-        .is_some_and(|e| source.iter().any(|s| e == *s))
-        || text.target.starts_with("tools")
-    {
-        return Vec::new();
-    }
-    let mut messages = Vec::new();
-    for (index, (number, line, ours)) in text.lines.iter().enumerate() {
-        let trimmed = line.trim_start();
-        let comment = ["*", "/*", "//", "#define"]
-            .iter()
-            .any(|start| trimmed.starts_with(start));
-        if !ours || comment || !BARRIER.is_match(code(line)) {
-            continue;
-        }
-        let from = index.saturating_sub(COMMENT_REACH);
-        let above = text.lines[from..=index]
-            .iter()
-            .map(|(_, line, _)| line.as_str());
-        if !above.collect::<Vec<_>>().join(" ").contains("Pairs with") {
-            messages.push(format!(
-                "{}:{number}: no \"Pairs with\" above `{trimmed}`",
-                text.place
-            ));
-        }
-    }
-    messages
-}
-
 fn rustfmt(tidy: &Tidy<'_>) -> Result<Vec<String>> {
     let rustfmt = tools::rustfmt().ok_or_else(|| {
         let remedy = "run `cargo xtask setup`";
         fail(Exit::Environment, "there is no rustfmt", remedy)
     })?;
-    let mut sources: BTreeMap<PathBuf, Vec<u8>> = BTreeMap::new();
-    for (path, content) in tidy.changes()? {
-        if let Some(content) = content {
-            sources.insert(path, content.bytes);
-        }
-    }
-    for path in &tidy.files {
-        if path.starts_with("xtask") || path.starts_with("lines") {
-            sources.insert(path.clone(), fs::read(tidy.project.repo.join(path))?);
-        }
-    }
-    // Ours is a copy of the kernel's; a file on standard input gets no other's settings.
-    let config = tidy.project.repo.join(".rustfmt.toml");
-    let mut messages = Vec::new();
-    for (path, bytes) in sources
+    let tree = tidy.tree()?;
+    let is_rust = |path: &Path| path.extension().is_some_and(|e| e == "rs");
+    let host = |path: &Path| path.starts_with("xtask") || path.starts_with("lines");
+    let own = tidy.files.iter().filter(|path| is_rust(path) && host(path));
+    let own = own.map(|path| tidy.project.repo.join(path));
+    let changed = tidy.changes()?;
+    let changed = changed
         .iter()
-        .filter(|(p, _)| p.extension().is_some_and(|e| e == "rs"))
-    {
-        if let Some(said) = misformatted(&rustfmt, &config, bytes)? {
-            messages.push(format!("{}:{said}", path.display()));
-        }
+        .filter(|(path, content)| is_rust(path) && content.is_some());
+    let changed = changed.map(|(path, _)| tree.join(path));
+    let mut command = Command::new(rustfmt);
+    command.args(["--check", "--edition", "2021", "--config-path"]);
+    command.arg(tidy.project.repo.join(".rustfmt.toml"));
+    let output = command.args(own.chain(changed)).output();
+    let output = output.context("failed to run rustfmt")?;
+    let said = [output.stdout, output.stderr].concat();
+    let said = String::from_utf8_lossy(&said);
+    let places = said
+        .lines()
+        .filter_map(|line| line.strip_prefix("Diff in "));
+    let messages: Vec<String> = places.map(|place| format!("{place} rustfmt")).collect();
+    match (output.status.success(), messages.is_empty()) {
+        (false, true) => Ok(vec![format!("rustfmt:1: it failed: {said}")]),
+        _ => Ok(messages),
     }
-    Ok(messages)
-}
-
-/// The first line that rustfmt would change, and how; none where it changes nothing.
-///
-/// `--check` would say so as well, but with a file on standard input its exit status is always 0.
-fn misformatted(rustfmt: &Path, config: &Path, bytes: &[u8]) -> Result<Option<String>> {
-    let mut child = Command::new(rustfmt)
-        .args(["--edition", "2021", "--config-path"])
-        .arg(config)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .context("failed to run rustfmt")?;
-    let mut stdin = child.stdin.take().expect("stdin is piped");
-    // Both pipes could fill up: one side writes from elsewhere.
-    let output = std::thread::scope(|scope| {
-        // rustfmt that ends early says why on its own.
-        scope.spawn(move || std::io::Write::write_all(&mut stdin, bytes));
-        child.wait_with_output()
-    })?;
-    if !output.status.success() {
-        let error = String::from_utf8_lossy(&output.stderr);
-        return Ok(Some(format!("1: rustfmt failed: {}", error.trim())));
-    }
-    if output.stdout == bytes {
-        return Ok(None);
-    }
-    let (is, would_be) = (
-        String::from_utf8_lossy(bytes),
-        String::from_utf8_lossy(&output.stdout),
-    );
-    let same = is.lines().zip(would_be.lines()).take_while(|(a, b)| a == b);
-    let line = same.count();
-    Ok(Some(format!(
-        "{}: rustfmt would write `{}`",
-        line + 1,
-        would_be.lines().nth(line).unwrap_or_default().trim()
-    )))
 }
 
 /// checkpatch on every mail, in the patched tree, so that it knows the files around a hunk.
@@ -421,7 +258,7 @@ fn checkpatch(tidy: &Tidy<'_>) -> Result<Vec<String>> {
     let cache = &tidy.project.cache;
     let dir = tempfile::tempdir()?;
     let out = dir.path().join("mails");
-    let tree = git::patched(cache, &tidy.base, &tidy.series, &Selection::default())?;
+    let tree = tidy.tree()?;
     let threads = mail::export(cache, &tidy.base, &tidy.series, &out)?;
     let mails = mail::patches(&threads);
     ensure!(!mails.is_empty(), "the series has no patch to check");
@@ -480,8 +317,7 @@ fn checkpatch_of(tree: &Path, dir: &Path, mails: Vec<&PathBuf>) -> Result<Vec<St
 
 /// The kernel's own check of the comments that become documentation, on our C files.
 fn kernel_doc(tidy: &Tidy<'_>) -> Result<Vec<String>> {
-    let (cache, all) = (&tidy.project.cache, Selection::default());
-    let tree = git::patched(cache, &tidy.base, &tidy.series, &all)?;
+    let tree = tidy.tree()?;
     let is_c = |path: &&Path| path.extension().is_some_and(|e| e == "c" || e == "h");
     let files: Vec<&Path> = tidy.kernel_files().into_iter().filter(is_c).collect();
     // It has moved from the second place to the first.
@@ -566,10 +402,6 @@ mod tests {
     use crate::host::cache::Cache;
     use crate::series::patch::tests::fixture;
 
-    fn text(path: &str, text: &str) -> Text {
-        Text::of_file(Path::new(path), text)
-    }
-
     /// The fixture's repository with more files in it, seen by one check.
     fn check(check: Check, more: &[(&str, &str)]) -> Vec<String> {
         let (dir, base, repo) = fixture();
@@ -590,31 +422,6 @@ mod tests {
             project: &project,
         };
         check(&tidy).unwrap()
-    }
-
-    #[test]
-    fn unsafe_is_found_outside_its_rooms() {
-        let bad = "//! Ours.\nfn f() {\n    unsafe { g() }\n}\n";
-        let messages = unsafe_outside_rooms(&text("mm/lazy_tlb/policy.rs", bad));
-        assert_eq!(messages.len(), 1);
-        assert!(messages[0].starts_with("mm/lazy_tlb/policy.rs:3: "));
-        assert!(unsafe_outside_rooms(&text("rust/kernel/smp.rs", bad)).is_empty());
-        let comment = "// unsafe is a word\nlet x = 1; // bindings::x\n";
-        assert!(unsafe_outside_rooms(&text("mm/lazy_tlb/policy.rs", comment)).is_empty());
-        let bindings = "fn f(mm: *mut bindings::mm_struct) {}\n";
-        assert_eq!(
-            unsafe_outside_rooms(&text("mm/lazy_tlb/policy.rs", bindings)).len(),
-            1
-        );
-    }
-
-    #[test]
-    fn only_the_exported_entries_of_the_root_may_be_unsafe() {
-        let entry = "#[export]\npub unsafe extern \"C\" fn e(mm: *mut bindings::mm_struct) {\n    \
-                     unsafe { f(mm) }\n}\n";
-        assert!(unsafe_outside_rooms(&text(ENTRIES, entry)).is_empty());
-        let after = format!("{entry}fn h() {{\n    unsafe {{ g() }}\n}}\n");
-        assert_eq!(unsafe_outside_rooms(&text(ENTRIES, &after)).len(), 1);
     }
 
     #[test]
@@ -692,43 +499,6 @@ mod tests {
     }
 
     #[test]
-    fn a_barrier_without_a_partner_is_found() {
-        let c = |comment: &str| format!("{comment}\n\tsmp_store_release(&p, 1);\n");
-        assert_eq!(
-            unpaired_barriers(&text("kernel/a.c", &c("/* orders */"))).len(),
-            1
-        );
-        assert!(unpaired_barriers(&text("kernel/a.c", &c("/* Pairs with b() */"))).is_empty());
-        let rust = |comment: &str| format!("{comment}\nlet x = slot.load(Acquire);\n");
-        assert_eq!(unpaired_barriers(&text("mm/a.rs", &rust(""))).len(), 1);
-        assert!(unpaired_barriers(&text("mm/a.rs", &rust("// Pairs with f's store."))).is_empty());
-        assert!(unpaired_barriers(&text("mm/a.rs", "// smp_mb() is not here\n")).is_empty());
-        let far = format!(
-            "/* Pairs with b() */\n{}smp_mb();\n",
-            "x();\n".repeat(COMMENT_REACH)
-        );
-        assert_eq!(unpaired_barriers(&text("kernel/a.c", &far)).len(), 1);
-    }
-
-    #[test]
-    fn a_barrier_in_a_hunk_is_found_with_its_line_in_the_patch() {
-        let entry = crate::series::patch::Entry::new("0001-a.patch");
-        let patch = "Subject: a\n\nb\n---\ndiff --git a/k.c b/k.c\n--- a/k.c\n+++ b/k.c\n\
-                     @@ -1,2 +1,3 @@\n \tsmp_mb();\n+\tsmp_wmb();\n \tx();\n";
-        let texts = Text::of_patch(&Patch::parse(crate::series::patch::DIR, entry, patch).unwrap());
-        let messages: Vec<_> = texts.iter().flat_map(unpaired_barriers).collect();
-        assert_eq!(
-            messages.len(),
-            1,
-            "the context line is not ours: {messages:?}"
-        );
-        assert!(
-            messages[0].starts_with("patches/0001-a.patch:10: "),
-            "{messages:?}"
-        );
-    }
-
-    #[test]
     fn paths_and_hosts_of_a_machine_are_found() {
         // Put together here, so that this file itself has none.
         let bad = [
@@ -744,18 +514,6 @@ mod tests {
         }
         let good = ["kernel/wor", "k/x /proc/x\n"].concat();
         assert!(check(machine_paths, &[("README.md", &good)]).is_empty());
-    }
-
-    #[test]
-    fn a_file_that_rustfmt_would_change_is_found() {
-        let rustfmt = tools::rustfmt().expect("these tests need a rustfmt");
-        let config = crate::kernel::workshop::repository().join(".rustfmt.toml");
-        let check = |text: &str| misformatted(&rustfmt, &config, text.as_bytes()).unwrap();
-        assert_eq!(check("//! Ours.\nfn f() {}\n"), None);
-        let said = check("//! Ours.\nfn  f( ) {}\n").unwrap();
-        assert_eq!(said, "2: rustfmt would write `fn f() {}`");
-        assert!(check("fn f() {}\n\n\n").is_some(), "only at the end");
-        assert!(check("fn f( {\n").unwrap().contains("rustfmt failed"));
     }
 
     #[test]

@@ -13,7 +13,6 @@ use crate::host::failure::{fail, Exit};
 /// How the emulator ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
-    /// By itself.
     Exited,
     /// The watchdog ended it, for it was silent for so long.
     Silent(Duration),
@@ -26,15 +25,12 @@ pub enum End {
 pub struct Report {
     /// All of it, without carriage returns.
     pub text: String,
-    /// How it ended.
     pub end: End,
     /// How many CPUs the guest counted; else what the kernel says it brought up.
     pub cpus: Option<usize>,
-    /// How many it was given.
     pub asked: usize,
     /// What its first process reported at the end.
     pub status: Option<i32>,
-    /// The kernel's warnings.
     pub warnings: Vec<String>,
     log: PathBuf,
 }
@@ -86,7 +82,6 @@ static STAMP: LazyLock<Regex> =
     LazyLock::new(|| Regex::new(r"^(<\d+>)?\[ *\d+\.\d+\](\[ *[TC]\d+\])? ").expect("valid"));
 
 impl Report {
-    /// Reads a console.
     pub fn new(text: String, end: End, asked: usize, log: &Path) -> Self {
         let after = |key: &str| {
             let lines = text
@@ -120,7 +115,6 @@ impl Report {
         lines.collect()
     }
 
-    /// Whether it ran the MMU mode that it was booted for.
     pub fn check_mmu(&self, wanted: &str) -> Result<()> {
         let said = self.values("lazy-tlb-guest").remove("mmu");
         if said.as_deref() == Some(wanted) {
@@ -148,20 +142,17 @@ impl Report {
         }
     }
 
-    /// An error unless the guest finished, without warnings, with all its CPUs.
     pub fn check(&self) -> Result<()> {
         self.check_end()?;
         self.check_cpus()?;
         self.check_warnings()
     }
 
-    /// Whether its kernel gave up.
     pub fn panicked(&self) -> bool {
         let mut warnings = self.warnings.iter();
         warnings.any(|line| line.contains("Kernel panic"))
     }
 
-    /// An error unless the guest came to its end.
     pub fn check_end(&self) -> Result<()> {
         let panicked = self.panicked();
         if self.finished() && !panicked {
@@ -233,7 +224,6 @@ impl Report {
         }
     }
 
-    /// An error unless every CPU came up.
     pub fn check_cpus(&self) -> Result<()> {
         match self.cpus {
             Some(cpus) if cpus == self.asked => Ok(()),
@@ -257,7 +247,6 @@ impl Report {
         }
     }
 
-    /// An error where the kernel warned.
     pub fn check_warnings(&self) -> Result<()> {
         if self.warnings.is_empty() {
             return Ok(());
@@ -339,7 +328,6 @@ pub fn text<'a>(pairs: &BTreeMap<&str, &'a str>, key: &str) -> Result<&'a str> {
     Ok(value.with_context(|| format!("the guest did not report {key}"))?)
 }
 
-/// The same, as a count.
 pub fn number(pairs: &BTreeMap<&str, &str>, key: &str) -> Result<u64> {
     let value = text(pairs, key)?;
     value

@@ -17,12 +17,10 @@ use crate::kernel::workshop::Project;
 pub struct GuestFile {
     /// Without the leading slash.
     pub path: String,
-    /// An executable's bytes.
     pub bytes: Vec<u8>,
 }
 
 impl GuestFile {
-    /// A program on this machine as a program of the guest.
     pub fn program(path: impl Into<String>, host: &Path) -> Result<Self> {
         let bytes = fs::read(host).map_err(|error| {
             fail(

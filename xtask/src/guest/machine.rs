@@ -53,33 +53,22 @@ pub struct Append {
     pub words: String,
 }
 
-/// A guest to boot.
 pub struct Guest<'a> {
-    /// The architecture.
     pub arch: &'static Arch,
     /// `kvm`, `tcg,thread=multi` or `tcg,thread=single`, or [`NATIVE`].
     pub accel: String,
-    /// The kernel.
     pub image: &'a Path,
-    /// The initramfs.
     pub initramfs: &'a Path,
-    /// How many CPUs it must come up with.
     pub smp: usize,
-    /// More words for the kernel's command line.
     pub append: &'a str,
-    /// All the time it has.
     pub timeout: Duration,
-    /// The longest it may be silent.
     pub silence: Duration,
-    /// Where the console goes.
     pub log: PathBuf,
-    /// Whether the console goes to stdout as well.
     pub echo: bool,
     /// What starts it, if not the emulator's own firmware.
     pub firmware: Option<&'static Firmware>,
     /// Whether its clock goes by instructions, for which the CPUs have to take turns.
     pub icount: bool,
-    /// More arguments for the emulator.
     pub more: Vec<OsString>,
 }
 
@@ -157,7 +146,6 @@ impl<'a> Guest<'a> {
         qemu
     }
 
-    /// Boots it and returns what the console says about it, whatever that is.
     pub fn boot(&self) -> Result<console::Report> {
         let mut qemu = self.command();
         sh::announce(&qemu);
@@ -262,7 +250,6 @@ pub struct Vm<'a> {
     pub project: &'a Project,
     pub arch: &'static Arch,
     pub image: &'a Path,
-    /// As [`Guest::accel`].
     pub accel: String,
 }
 
@@ -291,7 +278,6 @@ impl<'a> Vm<'a> {
         self
     }
 
-    /// Whether times are an emulator's.
     pub fn is_emulated(&self) -> bool {
         self.accel.starts_with("tcg")
     }

@@ -23,7 +23,6 @@ const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 /// An apt configuration that sees other suites than the machine's own.
 pub struct Suites {
     config: PathBuf,
-    /// The last suite of the list.
     last: String,
 }
 
@@ -92,7 +91,6 @@ impl Suites {
         Ok(suites)
     }
 
-    /// The newest version of a binary package on offer.
     pub fn newest(&self, package: &str) -> Option<String> {
         self.binary_versions(package, "").ok()?.into_iter().next()
     }
@@ -174,7 +172,6 @@ pub fn version_key(version: &str) -> Vec<(u64, String)> {
         .collect()
 }
 
-/// The machine's release name.
 fn codename() -> Result<String> {
     let text = fs::read_to_string("/etc/os-release").unwrap_or_default();
     let name = text
@@ -242,7 +239,6 @@ fn as_root(program: &str) -> Result<Command> {
     Ok(sudo)
 }
 
-/// Fetches the machine's own lists.
 pub fn update(log_dir: &Path) -> Result<()> {
     let mut apt = as_root("apt-get")?;
     apt.env("DEBIAN_FRONTEND", "noninteractive")

@@ -8,9 +8,7 @@ pub const ALL: &str = "all";
 /// UEFI for an architecture's guests.
 #[derive(Clone, Copy, Debug)]
 pub struct Firmware {
-    /// Where Debian has it.
     pub file: &'static str,
-    /// The package that brings it.
     pub package: &'static str,
     /// What the emulator needs to be told besides.
     pub args: &'static [&'static str],
@@ -31,15 +29,11 @@ pub struct Arch {
     pub qemu_packages: &'static [&'static str],
     /// Its arguments besides the accelerator, the CPUs and the image.
     pub machine: &'static [&'static str],
-    /// The CPU model, emulated.
     pub cpu: &'static str,
-    /// The kernel's console.
     pub console: &'static str,
     /// What to type there for the backtraces of all CPUs (SysRq-l); nothing where that does not work.
     pub sysrq: &'static [u8],
-    /// The ELF machine number of its programs.
     pub elf_machine: u16,
-    /// How long a cache line is.
     pub line_bytes: u64,
     /// Words for the kernel's command line that have it trust the emulator's clock.
     pub steady: &'static str,
@@ -201,9 +195,7 @@ impl Arch {
 /// An architecture in one of its MMU modes: what `test` boots.
 #[derive(Debug)]
 pub struct Kind {
-    /// Its name in test cases.
     pub name: &'static str,
-    /// The architecture's name.
     arch: &'static str,
     /// What the kernel's command line says for it.
     pub append: &'static str,
@@ -250,7 +242,6 @@ impl Kind {
         }
     }
 
-    /// Its architecture.
     pub fn arch(&self) -> &'static Arch {
         let mut arches = ARCHES.iter();
         let found = arches.find(|arch| arch.name == self.arch);
@@ -258,7 +249,6 @@ impl Kind {
     }
 }
 
-/// The architecture of that name.
 pub fn find(name: &str) -> anyhow::Result<&'static Arch> {
     let known = || ARCHES.iter().map(|arch| arch.name).collect();
     ARCHES

@@ -15,7 +15,6 @@ use crate::host::failure::{fail, Exit, DISK_REMEDY};
 /// a circle.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Part {
-    /// Tools and base trees.
     Setup,
     /// Patched trees and what is built of them.
     Trees,
@@ -32,7 +31,6 @@ pub struct Cache {
 }
 
 impl Cache {
-    /// The cache of this user.
     pub fn of_user() -> Result<Self> {
         let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
         let base = match (set("XDG_CACHE_HOME"), set("HOME")) {
@@ -49,19 +47,16 @@ impl Cache {
         Self::at(base.join("lazy-tlb"))
     }
 
-    /// A cache in a given folder.
     pub fn at(root: PathBuf) -> Result<Self> {
         fs::create_dir_all(&root).with_context(|| format!("creating {}", root.display()))?;
         let locks = Mutex::default();
         Ok(Cache { root, locks })
     }
 
-    /// A path in the cache.
     pub fn path(&self, relative: impl AsRef<Path>) -> PathBuf {
         self.root.join(relative)
     }
 
-    /// A folder in the cache, made where missing.
     pub fn dir(&self, relative: impl AsRef<Path>) -> Result<PathBuf> {
         let dir = self.path(relative);
         fs::create_dir_all(&dir).with_context(|| format!("creating {}", dir.display()))?;

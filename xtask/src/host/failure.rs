@@ -6,25 +6,15 @@ use std::fmt;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Exit {
-    /// Everything asked for was done, and every check held.
     Ok = 0,
-    /// A test or the verdict of `run` failed.
     Failed = 1,
-    /// The command line was wrong.
     Usage = 2,
-    /// This machine lacks something: a tool, a package, disk space, the network.
     Environment = 3,
-    /// The base tree is missing or is not Linux 7.3.
     BaseTree = 4,
-    /// A patch does not apply.
     Patch = 5,
-    /// The kernel, a guest program or its configuration did not build.
     Build = 6,
-    /// The guest was silent, hung, crashed, or came up with too few CPUs.
     Guest = 7,
-    /// No test ran.
     NoTests = 8,
-    /// Anything else: an I/O error, or a bug in xtask.
     Internal = 9,
 }
 
@@ -45,7 +35,6 @@ Exit codes:
 /// An expected failure: what happened, what to do about it, and how to exit.
 #[derive(Debug)]
 pub struct Failure {
-    /// The exit code of the process.
     pub exit: Exit,
     what: String,
     remedy: String,
@@ -59,7 +48,6 @@ impl fmt::Display for Failure {
 
 impl std::error::Error for Failure {}
 
-/// Makes a [`Failure`].
 pub fn fail(exit: Exit, what: impl Into<String>, remedy: impl Into<String>) -> anyhow::Error {
     let (what, remedy) = (what.into(), remedy.into());
     Failure { exit, what, remedy }.into()

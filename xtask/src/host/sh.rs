@@ -45,7 +45,6 @@ fn quoted(word: &std::ffi::OsStr) -> String {
     }
 }
 
-/// Prints the command that is about to run.
 pub fn announce(command: &Command) {
     println!("+ {}", shown(command));
 }
@@ -113,7 +112,6 @@ impl Progress {
         }
     }
 
-    /// One more thing was done.
     pub fn tick(&mut self, message: &str) {
         self.done += 1;
         // An estimate that was too low grows with the count.
@@ -136,7 +134,6 @@ impl Progress {
         )
     }
 
-    /// The count so far.
     pub fn done(&self) -> u64 {
         self.done
     }
@@ -229,7 +226,6 @@ pub fn log_failure(what: &str, log: &Path, exit: Exit, remedy: &str) -> anyhow::
     )
 }
 
-/// The last `count` lines of a file.
 pub fn tail(path: &Path, count: usize) -> String {
     let text = fs::read(path).unwrap_or_default();
     let text = String::from_utf8_lossy(&text);
@@ -237,7 +233,6 @@ pub fn tail(path: &Path, count: usize) -> String {
     lines[lines.len().saturating_sub(count)..].join("\n")
 }
 
-/// Where a program is, in a PATH-like list of folders.
 pub fn find_program(name: &str, path: &std::ffi::OsStr) -> Option<std::path::PathBuf> {
     use std::os::unix::fs::PermissionsExt;
     std::env::split_paths(path)

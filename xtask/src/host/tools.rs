@@ -33,17 +33,11 @@ type Version = [u64; 3];
 pub struct Tools {
     /// `-19`, as in clang-19; empty for plain clang.
     pub llvm: String,
-    /// clang's version.
     pub clang_version: String,
-    /// A rustc that has the library's sources.
     pub rustc: PathBuf,
-    /// Its version.
     pub rustc_version: String,
-    /// `RUST_LIB_SRC`.
     pub rust_lib_src: PathBuf,
-    /// A bindgen that is new enough.
     pub bindgen: PathBuf,
-    /// Its version.
     pub bindgen_version: String,
 }
 
@@ -70,7 +64,6 @@ impl Tools {
         words
     }
 
-    /// Whether the rustc is new enough for an architecture.
     pub fn check_rustc(&self, arch: &Arch) -> Result<()> {
         if numbers(&self.rustc_version) >= arch.least_rustc {
             return Ok(());
@@ -88,7 +81,6 @@ impl Tools {
     }
 }
 
-/// A tool that is not there, or too old.
 #[derive(Debug)]
 struct Missing {
     what: String,
@@ -244,7 +236,6 @@ fn look(machine: &Machine, arches: &[&Arch]) -> std::result::Result<Tools, Vec<M
     }
 }
 
-/// The version a program says it has.
 fn version_of(program: &Path) -> Option<String> {
     let text = sh::capture(Command::new(program).arg("--version")).ok()?;
     version_in(&text)
@@ -344,7 +335,6 @@ fn too_old(what: &str, found: Option<String>, least: Version) -> String {
     }
 }
 
-/// The tools for some architectures, installed where missing.
 pub fn ensure(cache: &Cache, arches: &[&Arch]) -> Result<Tools> {
     let machine = Machine::real(cache);
     if let Ok(tools) = look(&machine, arches) {

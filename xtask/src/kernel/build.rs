@@ -47,25 +47,17 @@ pub const FOREIGN: [&str; 6] = [
     "ARCH",
 ];
 
-/// The sources of a build.
 pub struct Source {
-    /// The tree.
     pub tree: PathBuf,
-    /// Its name in the cache.
     pub id: String,
-    /// Where its base is from.
     pub origin: Origin,
-    /// The repository that has the fragments.
     pub repo: PathBuf,
 }
 
 /// One kernel to build: a tree, an architecture, a variant.
 pub struct Build<'a> {
-    /// The architecture.
     pub arch: &'static Arch,
-    /// The name of the fragment in `configs/variants/`.
     pub variant: &'a str,
-    /// kbuild's `O=`.
     pub out: PathBuf,
     source: Source,
     tools: &'a Tools,
@@ -245,7 +237,6 @@ impl<'a> Build<'a> {
         sh::logged(command, &log, Exit::Build, remedy, |_| ())
     }
 
-    /// Builds the image and returns where it is.
     pub fn image(&self) -> Result<PathBuf> {
         self.configure()?;
         let image = self.out.join(self.arch.image);
@@ -254,7 +245,6 @@ impl<'a> Build<'a> {
         Ok(image)
     }
 
-    /// Builds kbuild targets, with progress.
     pub fn targets(&self, targets: &[&str]) -> Result<()> {
         let counted = self.out.join(format!("xtask-lines-{}", targets.len()));
         let before = fs::read_to_string(&counted)

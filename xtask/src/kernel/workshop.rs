@@ -14,41 +14,30 @@ use crate::series::patch::{Selection, Series};
 
 /// The command line's surroundings.
 pub struct Project {
-    /// This repository.
     pub repo: PathBuf,
-    /// The cache.
     pub cache: Cache,
-    /// `--linux DIR`.
     pub linux: Option<PathBuf>,
 }
 
 /// Everything that a kernel build needs, found or made.
 pub struct Workshop<'a> {
     project: &'a Project,
-    /// The tools.
     pub tools: Tools,
-    /// The base tree.
     pub base: Base,
-    /// The series.
     pub series: Series,
-    /// Which part of it.
     pub selection: Selection,
-    /// The patched tree.
     pub tree: PathBuf,
 }
 
 impl Project {
-    /// The series in this repository.
     pub fn series(&self) -> Result<Series> {
         Series::load(&self.repo)
     }
 
-    /// The base tree, fetched where needed.
     pub fn base(&self) -> Result<Base> {
         base::find(&self.cache, self.linux.as_deref())
     }
 
-    /// Tools for some architectures, base tree and patched tree.
     pub fn workshop(&self, skip: &[String], arches: &[&Arch]) -> Result<Workshop<'_>> {
         let tools = tools::ensure(&self.cache, arches)?;
         let base = self.base()?;
@@ -70,13 +59,11 @@ impl Project {
 }
 
 impl Workshop<'_> {
-    /// A build of the patched tree.
     pub fn build<'b>(&'b self, arch: &'static Arch, variant: &'b str) -> Result<Build<'b>> {
         let suffix = self.selection.suffix();
         self.build_of(&self.selection, &suffix, self.tree.clone(), arch, variant)
     }
 
-    /// A build of the base tree as it is.
     pub fn build_base<'b>(&'b self, arch: &'static Arch, variant: &'b str) -> Result<Build<'b>> {
         self.build_upto(0, arch, variant)
     }

@@ -18,7 +18,6 @@ use crate::kernel::workshop::Project;
 use crate::report::plot::plot;
 use crate::results::sample::{Samples, FILES};
 
-/// What the report is called.
 const REPORT: &str = "REPORT.md";
 
 /// Which results.
@@ -79,7 +78,6 @@ struct Folder {
     name: String,
     samples: BTreeMap<String, Samples>,
     lines: BTreeMap<String, lines::Results>,
-    /// JSON that no benchmark of today writes.
     unknown: Vec<String>,
 }
 
@@ -120,13 +118,11 @@ impl Folder {
         self.samples.is_empty() && self.lines.is_empty()
     }
 
-    /// Those of one benchmark, file by file.
     fn of(&self, bench: &'static str) -> impl Iterator<Item = (&String, &Samples)> {
         let samples = self.samples.iter();
         samples.filter(move |(_, samples)| samples.bench() == bench)
     }
 
-    /// The report and its plots, each with its name.
     fn write_up(&self) -> Result<BTreeMap<String, String>> {
         let mut written = BTreeMap::new();
         let mut report = format!(
@@ -216,7 +212,6 @@ fn name_of(path: &Path) -> String {
     name.to_string_lossy().into_owned()
 }
 
-/// What is in a folder, by name.
 fn files(dir: &Path) -> Result<BTreeSet<PathBuf>> {
     let entries = fs::read_dir(dir).with_context(|| format!("reading {}", dir.display()))?;
     let paths: std::io::Result<BTreeSet<PathBuf>> = entries.map(|e| Ok(e?.path())).collect();

@@ -12,7 +12,6 @@ use crate::results::sample::{Row, Samples, Spread, POLICIES};
 /// The size of a diagram, and of what stands above all of them.
 const PANEL: (u32, u32) = (380, 260);
 const HEAD: u32 = 64;
-/// How many diagrams stand side by side.
 const COLUMNS: usize = 4;
 
 type Area<'a> = DrawingArea<SVGBackend<'a>, plotters::coord::Shift>;

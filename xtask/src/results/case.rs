@@ -9,24 +9,18 @@ use serde::Serialize;
 use crate::host::failure::Exit;
 use crate::host::sh;
 
-/// How a case ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Status {
-    /// It held.
     Pass,
-    /// It did not.
     Fail,
     /// It could not be tried here; never counted as passed.
     Skip,
 }
 
-/// One named result.
 #[derive(Clone, Debug, Serialize)]
 pub struct Case {
-    /// Stage, group, name.
     pub name: String,
-    /// How it ended.
     pub status: Status,
     /// Why it failed.
     #[serde(skip_serializing_if = "String::is_empty")]
@@ -34,7 +28,6 @@ pub struct Case {
 }
 
 impl Case {
-    /// A case that held.
     pub fn passed(name: impl Into<String>) -> Self {
         Case {
             name: name.into(),
@@ -43,7 +36,6 @@ impl Case {
         }
     }
 
-    /// A case that was not tried.
     pub fn skipped(name: impl Into<String>) -> Self {
         Case {
             status: Status::Skip,
@@ -51,7 +43,6 @@ impl Case {
         }
     }
 
-    /// A case that did not hold, and why.
     pub fn failed(name: impl Into<String>, detail: impl Into<String>) -> Self {
         Case {
             status: Status::Fail,
@@ -75,7 +66,6 @@ impl Case {
     }
 }
 
-/// How many passed, failed, were skipped.
 pub fn counts(cases: &[Case]) -> [usize; 3] {
     [Status::Pass, Status::Fail, Status::Skip]
         .map(|status| cases.iter().filter(|case| case.status == status).count())
@@ -146,7 +136,6 @@ impl Recorder {
         self.cases.push(case);
     }
 
-    /// Writes all cases as JSON.
     pub fn write_json(&self, path: &Path) -> Result<()> {
         let text = serde_json::to_string_pretty(&self.cases)?;
         sh::write_whole(path, text.as_bytes())

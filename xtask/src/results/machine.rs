@@ -20,7 +20,6 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// This one.
     pub fn here() -> Result<Self> {
         let read = |file| fs::read_to_string(file).with_context(|| format!("reading {file}"));
         Ok(Machine::parse(
@@ -73,7 +72,6 @@ impl Machine {
     }
 }
 
-/// Where the results of this machine go.
 pub fn of_this_machine(repo: &Path) -> Result<PathBuf> {
     Ok(repo.join("results").join(Machine::here()?.slug()))
 }

@@ -16,7 +16,6 @@ use crate::results::table;
 
 /// The policies, each compared with the first.
 pub const POLICIES: [&str; 3] = [policy::REFCOUNT, policy::HANDOVER, policy::SHOOTDOWN];
-/// How the names of the files begin.
 pub const FILES: &str = "paired-";
 
 /// Everything that a benchmark found.
@@ -27,7 +26,6 @@ pub struct Samples {
     pub machine: Machine,
     /// The guest's architecture; empty where there was no guest.
     pub guest: String,
-    /// More words of its command line.
     pub append: String,
     pub kernel: String,
     pub variant: String,
@@ -124,7 +122,6 @@ impl Samples {
         Ok(path)
     }
 
-    /// The rows, as they came.
     pub fn rows(&self) -> Vec<Row<'_>> {
         let mut rows = Vec::new();
         for sample in &self.samples {
@@ -142,7 +139,6 @@ impl Samples {
         samples.map(|s| ((s.boot, s.round), s.value)).collect()
     }
 
-    /// What a row comes to with a policy.
     pub fn absolute(&self, row: Row<'_>, policy: &str) -> Option<Spread> {
         Spread::of(self.values(row, policy).into_values().collect())
     }
@@ -219,7 +215,6 @@ impl Samples {
         rows.filter_map(verdict).collect()
     }
 
-    /// What it is of.
     pub fn title(&self) -> String {
         let append = match self.append.as_str() {
             "" => String::new(),
@@ -231,7 +226,6 @@ impl Samples {
         }
     }
 
-    /// Its part of the report.
     pub fn section(&self, file: &str) -> String {
         let clock = match self.clock.starts_with("this") {
             true => "",

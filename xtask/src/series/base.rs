@@ -13,7 +13,6 @@ use crate::host::cache::{Cache, Part};
 use crate::host::failure::{fail, Exit};
 use crate::host::sh::{self, Progress};
 
-/// The release that the series is for.
 pub const SERIES: &str = "7.3";
 /// Where Debian has 7.3, in the order of asking; later suites hold it only for a while.
 pub const SUITES: [&[&str]; 2] = [&["trixie-backports"], &["forky", "sid"]];
@@ -24,16 +23,12 @@ const FILES: u64 = 96_000;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Origin {
-    /// Upstream's own tarball.
     Upstream,
-    /// Upstream with Debian's patches.
     Debian,
-    /// `--linux DIR`.
     User,
 }
 
 impl Origin {
-    /// In a word.
     pub fn name(&self) -> &'static str {
         match self {
             Origin::Upstream => "upstream",
@@ -48,9 +43,7 @@ impl Origin {
 pub struct Base {
     /// Where it is; never written to.
     pub dir: PathBuf,
-    /// Such as 7.3.4.
     pub version: String,
-    /// Where it came from.
     pub origin: Origin,
     /// A name for cache entries that are made from it.
     pub id: String,
@@ -196,11 +189,9 @@ fn cached(cache: &Cache) -> Result<Option<Base>> {
 
 /// A kernel in Debian's archive, in one of the two ways in which it is there.
 pub struct Offer {
-    /// Such as 7.3.4.
     pub version: String,
     /// Upstream's tarball, or a package with Debian's patches.
     pub origin: Origin,
-    /// The package and its version.
     spec: String,
 }
 
@@ -236,7 +227,6 @@ impl Offer {
         Ok(offers)
     }
 
-    /// Downloads it and returns where it is.
     pub fn download(&self, cache: &Cache, apt: &Suites) -> Result<PathBuf> {
         let (args, dir): (&[&str], _) = match self.origin {
             Origin::Debian => (&["download"], self.spec.replace('=', "_")),

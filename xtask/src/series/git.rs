@@ -29,7 +29,6 @@ const FILES: u64 = 96_000;
 /// What the names end with of the tree in [`stepped`], and of what is built of it.
 pub const STEPPED: &str = "-bisect";
 
-/// The branch of a generated tree.
 const BRANCH: &str = "lazy-tlb";
 
 /// Brings the cache's patched tree up to date and returns where it is.
@@ -189,11 +188,9 @@ pub fn touched(from: &Path, series: &Series, to: &Path) -> Result<()> {
 
 /// Which files of an exported tree are checked out.
 pub enum Checkout {
-    /// None; its commits are what is wanted.
     Nothing,
     /// Only what the series touches.
     Touched,
-    /// Every file.
     All,
 }
 

@@ -15,16 +15,10 @@ use crate::series::patch::{Part, Selection, Series, DIR};
 
 /// Says whom the kernel wants to be asked.
 const GET_MAINTAINER: &str = "scripts/get_maintainer.pl";
-/// The line by which `b4` knows the versions of a series.
-const CHANGE_ID: &str = "change-id: ";
 
-/// A thread of mails.
 pub struct Thread {
-    /// Where they are.
     pub dir: PathBuf,
-    /// The cover letter, if there is one.
     pub cover: Option<PathBuf>,
-    /// The patches, in order.
     pub patches: Vec<PathBuf>,
 }
 
@@ -72,7 +66,6 @@ pub fn export(cache: &Cache, base: &Base, series: &Series, out: &Path) -> Result
     Ok(threads)
 }
 
-/// Writes one thread.
 fn format_patch(
     clone: &Path,
     repo: &Path,
@@ -86,39 +79,26 @@ fn format_patch(
     // The cover letter has no author of its own.
     git.env("GIT_COMMITTER_NAME", name);
     git.env("GIT_COMMITTER_EMAIL", address.trim_end_matches('>'));
-    git.args([
-        "format-patch",
-        "--thread=shallow",
-        "--no-signature",
-        "--no-signoff",
-    ]);
+    git.args(["format-patch", "--thread=shallow", "--no-signature"]);
     // What comes before this thread is named as well, by `prerequisite-patch-id:`.
-    git.args(["--base=base", "--encode-email-headers"]);
-    if part.cover.is_some() {
-        git.args(["--cover-letter", "--cover-from-description=none"]);
+    git.args(["--no-signoff", "--base=base", "--encode-email-headers"]);
+    // The cover letter is what git calls a branch's description.
+    let branch = part.name();
+    sh::capture(sh::git(clone).args(["branch", branch, to]))?;
+    if let Some(file) = part.cover {
+        let text = cover(&repo.join(DIR).join(file))?;
+        let key = format!("branch.{branch}.description");
+        sh::capture(sh::git(clone).args(["config", &key, &text]))?;
+        git.args(["--cover-letter", "--cover-from-description=subject"]);
     }
     fs::create_dir_all(out).with_context(|| format!("creating {}", out.display()))?;
     git.arg("-o")
         .arg(out.canonicalize()?)
-        .arg(format!("{from}..{to}"));
+        .arg(format!("{from}..{branch}"));
     sh::announce(&git);
     let names = sh::capture(&mut git)?;
     let mut patches: Vec<PathBuf> = names.lines().map(PathBuf::from).collect();
-    let mut cover = None;
-    if let Some(file) = part.cover {
-        let path = Path::new(DIR).join(file);
-        let text = fs::read_to_string(repo.join(&path)).map_err(|error| {
-            fail(
-                Exit::Patch,
-                format!("failed to read {}: {error}", path.display()),
-                "restore it (`git checkout patches`)",
-            )
-        })?;
-        let mail = patches.remove(0);
-        let filled = fill_cover(&fs::read_to_string(&mail)?, &path, &text)?;
-        sh::write_whole(&mail, filled.as_bytes())?;
-        cover = Some(mail);
-    }
+    let cover = part.cover.map(|_| patches.remove(0));
     Ok(Thread {
         dir: out.to_owned(),
         cover,
@@ -126,33 +106,23 @@ fn format_patch(
     })
 }
 
-/// Puts title and text where git left room, and the change-id to the base; git wrote shortlog and
-/// diffstat itself.
-fn fill_cover(letter: &str, path: &Path, cover: &str) -> Result<String> {
-    let malformed = || {
-        fail(
-            Exit::Patch,
-            format!(
-                "{} does not begin with `# title` and an empty line",
-                path.display()
-            ),
-            "write the cover letter's subject there",
-        )
+/// A cover letter's text, whose first paragraph is its subject.
+fn cover(path: &Path) -> Result<String> {
+    let bad = |what: &str, remedy: &str| {
+        let what = format!("{}: {what}", path.display());
+        fail(Exit::Patch, what, remedy)
     };
-    let (title, text) = cover.split_once("\n\n").ok_or_else(malformed)?;
-    let title = title
-        .strip_prefix("# ")
-        .filter(|title| !title.contains('\n'));
-    let title = title.ok_or_else(malformed)?;
-    let (ids, text): (Vec<_>, Vec<_>) = text.lines().partition(|line| line.starts_with(CHANGE_ID));
-    let text = text.join("\n");
-    let filled = letter.replacen("*** SUBJECT HERE ***", title, 1).replacen(
-        "*** BLURB HERE ***",
-        text.trim(),
-        1,
-    );
-    let ids: String = ids.iter().map(|id| format!("{id}\n")).collect();
-    Ok(filled.replacen("\nbase-commit: ", &format!("\n{ids}base-commit: "), 1))
+    let text = fs::read_to_string(path)
+        .map_err(|error| bad(&error.to_string(), "restore it (`git checkout patches`)"))?;
+    let titled = text.strip_prefix("# ").filter(|text| {
+        let title = text.split_once("\n\n");
+        title.is_some_and(|(title, _)| !title.contains('\n'))
+    });
+    let titled = titled.ok_or_else(|| {
+        let what = "it does not begin with `# title` and an empty line";
+        bad(what, "write the cover letter's subject there")
+    })?;
+    Ok(titled.to_owned())
 }
 
 /// Writes whom a thread is for into `recipients` beside it, as headers: who maintains what it
@@ -201,7 +171,6 @@ fn headers(said: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::series::base::Origin;
     use crate::series::patch::tests::fixture;
     use crate::series::patch::LIST;
 
@@ -224,12 +193,7 @@ mod tests {
         }
         fs::write(repo.join(LIST), list).unwrap();
         let cache = Cache::at(dir.path().join("cache")).unwrap();
-        let base = Base {
-            dir: base,
-            version: "7.3.4".into(),
-            origin: Origin::Upstream,
-            id: "7.3.4-test".into(),
-        };
+        let base = git::tests::base_at(&base);
         let out = dir.path().join("mails");
         let series = Series::load(&repo).unwrap();
         let threads = export(&cache, &base, &series, &out);
@@ -260,7 +224,7 @@ mod tests {
         assert!(cover.contains("What it is.\n\nWhy it is.\n"));
         assert!(cover.contains("fork: first"));
         assert!(
-            cover.contains("\nchange-id: 1-all.md\nbase-commit: "),
+            cover.contains("\nchange-id: 1-all.md\n") && cover.contains("\nbase-commit: "),
             "{cover}"
         );
         assert!(!cover.contains("HERE ***"));
@@ -303,9 +267,11 @@ mod tests {
 
     #[test]
     fn a_cover_without_a_title_is_refused() {
-        let fill = |cover: &str| fill_cover("*** SUBJECT HERE ***", Path::new("c.md"), cover);
-        assert!(fill("no title\n\ntext").is_err());
-        assert!(fill("# title only").is_err());
+        let file = tempfile::NamedTempFile::new().unwrap();
+        for text in ["no title\n\ntext", "# title only", "# two\nlines\n\ntext"] {
+            fs::write(file.path(), text).unwrap();
+            assert!(cover(file.path()).is_err(), "{text}");
+        }
     }
 
     #[test]

@@ -13,16 +13,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::host::failure::{fail, Exit};
 
-/// The folder of the series' patches.
 pub const DIR: &str = "patches";
-/// The list of patches, in order.
 pub const LIST: &str = "patches/series.toml";
 
 /// One entry of `series.toml`.
 #[derive(Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
 #[serde(deny_unknown_fields)]
 pub struct Entry {
-    /// The patch's file name in `patches/`.
     pub file: String,
     /// The cover letter in `patches/` of the part that begins with this patch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -42,25 +39,19 @@ struct List {
 /// A patch with its message and hunks.
 #[derive(Clone, Debug)]
 pub struct Patch {
-    /// The folder of this repository that it is in.
     pub dir: &'static str,
-    /// The entry in the list.
     pub entry: Entry,
-    /// One line.
     pub subject: String,
-    /// The message below the subject.
     pub body: String,
     /// A git-style diff to base files; may be empty.
     pub diff: String,
 }
 
 impl Patch {
-    /// Where it is in this repository.
     pub fn path(&self) -> PathBuf {
         Path::new(self.dir).join(&self.entry.file)
     }
 
-    /// The files of the base tree that the hunks touch.
     pub fn touches(&self) -> Vec<PathBuf> {
         let paths = self.diff.lines().filter_map(diff_path);
         paths.map(PathBuf::from).collect()
@@ -99,7 +90,6 @@ impl Patch {
         })
     }
 
-    /// The patch file's text.
     pub fn text(&self) -> String {
         format!(
             "Subject: {}\n\n{}\n---\n{}",
@@ -140,14 +130,11 @@ fn symbols_of(diff: &str) -> BTreeSet<String> {
 /// The whole series and the repository that its new files are in.
 #[derive(Debug)]
 pub struct Series {
-    /// Where the new files are.
     pub repo: PathBuf,
-    /// In order.
     pub patches: Vec<Patch>,
 }
 
 impl Entry {
-    /// One without new files.
     pub fn new(file: impl Into<String>) -> Self {
         Entry {
             file: file.into(),
@@ -162,16 +149,12 @@ impl Entry {
     }
 }
 
-/// What is mailed as one thread.
 pub struct Part<'a> {
-    /// The cover letter's file name in `patches/`.
     pub cover: Option<&'a str>,
-    /// In order.
     pub patches: &'a [Patch],
 }
 
 impl Part<'_> {
-    /// The cover letter's name.
     pub fn name(&self) -> &str {
         let stem = |cover: &str| cover.len() - ".md".len();
         self.cover
@@ -206,7 +189,6 @@ impl Selection {
 }
 
 impl Series {
-    /// Reads `patches/` of a repository.
     pub fn load(repo: &Path) -> Result<Self> {
         let path = repo.join(LIST);
         let text = fs::read_to_string(&path).map_err(|error| {
@@ -240,7 +222,6 @@ impl Series {
         Ok(Series { repo, patches })
     }
 
-    /// The text of the list.
     pub fn list_text(entries: Vec<Entry>) -> Result<String> {
         let list = toml::to_string_pretty(&List { patch: entries })?;
         Ok(format!(
@@ -250,7 +231,6 @@ impl Series {
         ))
     }
 
-    /// What is mailed, thread by thread.
     pub fn parts(&self) -> Vec<Part<'_>> {
         let mut parts = Vec::new();
         let mut rest = &self.patches[..];
@@ -264,7 +244,6 @@ impl Series {
         parts
     }
 
-    /// The patches that are meant, in order.
     pub fn select(&self, selection: &Selection) -> Result<Vec<&Patch>> {
         let named = |prefix: &String| {
             let file = |p: &Patch| p.entry.file.starts_with(prefix.as_str());
@@ -316,14 +295,11 @@ impl Series {
 /// A file's content and whether it is executable.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Content {
-    /// The bytes.
     pub bytes: Vec<u8>,
-    /// The x bit.
     pub executable: bool,
 }
 
 impl Content {
-    /// Reads a file; `None` where there is none.
     pub fn read(path: &Path) -> Result<Option<Self>> {
         match fs::metadata(path) {
             Ok(meta) if meta.is_file() => Ok(Some(Content {
@@ -353,11 +329,8 @@ impl Content {
 /// Files and what they become; `None` is a file that goes away.
 pub type Changes = BTreeMap<PathBuf, Option<Content>>;
 
-/// One patch's effect.
 pub struct Step<'a> {
-    /// The patch.
     pub patch: &'a Patch,
-    /// The files it changes or adds.
     pub changes: Changes,
 }
 
@@ -431,7 +404,6 @@ fn effect(dir: &Path, patch: &Patch) -> Result<Changes> {
     patch.touches().into_iter().map(content).collect()
 }
 
-/// What all steps together come to.
 pub fn combined(steps: Vec<Step<'_>>) -> Changes {
     steps.into_iter().flat_map(|step| step.changes).collect()
 }
