@@ -102,12 +102,12 @@ static unsigned long own_mm(void)
 	return 0;
 }
 
-static long object_size(const char *slab)
+/* How long an mm_struct is, its masks of CPUs at the end included. */
+static unsigned long mm_size(void)
 {
-	char path[64], buf[32];
+	unsigned long cache = peek(layout("mm_cachep"), sizeof(long));
 
-	snprintf(path, sizeof(path), "/sys/kernel/slab/%s/object_size", slab);
-	return lazy_read_file(path, buf, sizeof(buf)) ? strtol(buf, NULL, 10) : 0;
+	return peek(cache + layout("kmem_cache.object_size"), 4);
 }
 
 /* How often any CPU went from one task to another. */
@@ -222,8 +222,8 @@ static void trips(const struct lazy_cpus *cpus, void *unused)
 			  MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	if (travellers == MAP_FAILED)
 		lazy_fail("mmap: %s", strerror(errno));
-	guest_line("lazy-tlb-lines: what=case name=trip policy=%s cpus=%d mm=%#lx size=%ld",
-		   policy, cpus->nr, own_mm(), object_size("mm_struct"));
+	guest_line("lazy-tlb-lines: what=case name=trip policy=%s cpus=%d mm=%#lx size=%lu",
+		   policy, cpus->nr, own_mm(), mm_size());
 	for (i = 0; i < nr_travellers; i += 2) {
 		if (pipe(there) || pipe(back))
 			lazy_fail("pipe: %s", strerror(errno));

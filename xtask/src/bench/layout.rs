@@ -45,10 +45,49 @@ pub struct Layout {
     addresses: BTreeMap<String, u64>,
     mm: Vec<Field>,
     task: Vec<Field>,
+    slab: Vec<Field>,
+}
+
+/// The fields of a struct that a file of a kernel knows. The kernel has no debug information, so the file is
+/// compiled again.
+fn struct_fields(build: &Build<'_>, folder: &str, file: &str, name: &str) -> Result<Vec<Field>> {
+    let object = format!("xtask-layout-{file}.o");
+    if !build.out.join(&object).exists() || is_stale(build, folder, file, &object)? {
+        let kept = fs::read_to_string(build.out.join(format!("{folder}/.{file}.o.cmd")))?;
+        let command = kept.lines().next().and_then(|line| line.split_once(":= "));
+        let command = command
+            .with_context(|| format!("{folder}/.{file}.o.cmd has no command"))?
+            .1;
+        // Only what is compiled, without what comes after it.
+        let command = command.split(" ; ").next().unwrap_or_default();
+        let command = command.replace(&format!("{folder}/.{file}.o.d"), "xtask-layout.d");
+        let command = command.replace(&format!("-o {folder}/{file}.o"), &format!("-g -o {object}"));
+        sh::capture(
+            Command::new("sh")
+                .current_dir(&build.out)
+                .args(["-c", &command]),
+        )?;
+    }
+    let mut pahole = Command::new("pahole");
+    pahole.current_dir(&build.out).args(["-C", name, &object]);
+    let printed = sh::capture(&mut pahole).map_err(|error| {
+        fail(
+            Exit::Environment,
+            format!("{error:#}"),
+            "install the package dwarves",
+        )
+    })?;
+    Ok(fields(&printed))
+}
+
+/// Whether the kernel's own object was made later.
+fn is_stale(build: &Build<'_>, folder: &str, file: &str, object: &str) -> Result<bool> {
+    let made = |path: String| anyhow::Ok(fs::metadata(build.out.join(path))?.modified()?);
+    Ok(made(format!("{folder}/{file}.o"))? >= made(object.to_owned())?)
 }
 
 impl Layout {
-    /// Of a kernel that is built. It has no debug information, so one of its files is compiled again.
+    /// Of a kernel that is built.
     pub fn of(build: &Build<'_>) -> Result<Self> {
         let path = build.out.join("System.map");
         let map =
@@ -63,41 +102,17 @@ impl Layout {
             .iter()
             .map(|(at, name)| (name.clone(), *at))
             .collect();
-        let object = build.out.join("xtask-layout.o");
-        let kept = fs::read_to_string(build.out.join("kernel/.fork.o.cmd"))?;
-        let command = kept.lines().next().and_then(|line| line.split_once(":= "));
-        let command = command.context("kernel/.fork.o.cmd has no command")?.1;
-        // Only what is compiled, without what comes after it.
-        let command = command.split(" ; ").next().unwrap_or_default();
-        let command = command.replace("kernel/.fork.o.d", "xtask-layout.d");
-        let command = command.replace("-o kernel/fork.o", "-g -o xtask-layout.o");
-        sh::capture(
-            Command::new("sh")
-                .current_dir(&build.out)
-                .args(["-c", &command]),
-        )?;
-        let pahole = |name: &str| {
-            let mut pahole = Command::new("pahole");
-            pahole.args(["-C", name]).arg(&object);
-            let printed = sh::capture(&mut pahole).map_err(|error| {
-                fail(
-                    Exit::Environment,
-                    format!("{error:#}"),
-                    "install the package dwarves",
-                )
-            })?;
-            anyhow::Ok(fields(&printed))
-        };
         Ok(Layout {
             symbols: symbols.into_iter().collect(),
             addresses,
-            mm: pahole("mm_struct")?,
-            task: pahole("task_struct")?,
+            mm: struct_fields(build, "kernel", "fork", "mm_struct")?,
+            task: struct_fields(build, "kernel", "fork", "task_struct")?,
+            slab: struct_fields(build, "mm", "slub", "kmem_cache")?,
         })
     }
 
     pub fn for_guest(&self) -> String {
-        let symbols = ["init_task", "__per_cpu_offset"].into_iter();
+        let symbols = ["init_task", "__per_cpu_offset", "mm_cachep"].into_iter();
         let mut lines: Vec<String> = symbols
             .filter_map(|name| Some(format!("{name}={:#x}\n", self.addresses.get(name)?)))
             .collect();
@@ -106,6 +121,8 @@ impl Layout {
                 lines.push(format!("task_struct.{name}={at}\n"));
             }
         }
+        let size = self.slab.iter().find(|(name, ..)| name == "object_size");
+        lines.extend(size.map(|(name, at, _)| format!("kmem_cache.{name}={at}\n")));
         lines.concat()
     }
 
@@ -183,6 +200,7 @@ struct mm_struct {
             addresses: symbols.map(|(at, name)| (name.to_owned(), at)).into(),
             mm: vec![("mm_count".into(), 0, 4), ("pgd".into(), 8, 8)],
             task: vec![("pid".into(), 8, 4)],
+            slab: vec![("object_size".into(), 24, 4)],
         }
     }
 
@@ -216,6 +234,9 @@ struct mm_struct {
         assert_eq!(variable(0xf000_2047), Some("lazy_tlb_slot"));
         assert_eq!(variable(0xf001_2040), Some("lazy_tlb_slot"));
         assert_eq!(variable(0xf001_3000), None);
-        assert_eq!(layout.for_guest(), "task_struct.pid=8\n");
+        assert_eq!(
+            layout.for_guest(),
+            "task_struct.pid=8\nkmem_cache.object_size=24\n"
+        );
     }
 }

@@ -283,7 +283,7 @@ impl<'a> CountingGuest<'a> {
         );
         let written = cache.dir("log")?.join(format!("{name}.txt"));
         let append = format!(
-            "lazy_tlb={} {} nokaslr LAZY_TLB_TRIPS={} LAZY_TLB_POLICIES={} {} {}",
+            "lazy_tlb={} {} nokaslr LAZY_TLB_TRIPS={} LAZY_TLB_POLICIES={} {}",
             policies[0],
             machine::NO_KUNIT,
             options.trips,
@@ -292,7 +292,6 @@ impl<'a> CountingGuest<'a> {
             } else {
                 String::new()
             },
-            arch.steady,
             options.append.words
         );
         let mut argument = self.plugin.clone().into_os_string();

@@ -35,7 +35,9 @@ pub struct Arch {
     pub sysrq: &'static [u8],
     pub elf_machine: u16,
     pub line_bytes: u64,
-    /// Words for the kernel's command line that have it trust the emulator's clock.
+    /// Words for the kernel's command line that have it trust the emulator's clock. On x86_64 the watchdog of the
+    /// clocks deadlocks at boot now and then: it waits for another CPU, with interrupts disabled, until a timeout
+    /// that is told in jiffies, which this CPU counts, while the other one is in stop_machine() and waits for this one.
     pub steady: &'static str,
     /// The compiler for static guest programs.
     pub gcc: &'static str,
