@@ -452,8 +452,8 @@ fn bench_everything(linux: Option<&Path>) -> Result<Exit> {
 
 fn setup(project: &Project, guests: &Guests) -> Result<()> {
     let arches = host::arch::of_kinds(&host::arch::kinds(&guests.arch)?);
-    host::tools::ask_again(&project.cache);
-    let tools = host::tools::ensure(&project.cache, &arches)?;
+    host::install::ask_again(&project.cache);
+    let tools = host::install::ensure(&project.cache, &arches)?;
     let base = project.base()?;
     println!(
         "ready: Linux {}, clang {}, rustc {}, bindgen {}",

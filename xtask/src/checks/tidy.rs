@@ -12,7 +12,7 @@ use regex::Regex;
 use crate::checks::fences::{unpaired_barriers, unsafe_outside_rooms, Text};
 use crate::checks::mutants::{self, Mutant};
 use crate::host::failure::{fail, Exit};
-use crate::host::tools;
+use crate::host::{install, tools};
 use crate::kernel::workshop::Project;
 use crate::results::case::Case;
 use crate::series::base::Base;
@@ -50,7 +50,7 @@ const CHECKS: [(&str, Check); 11] = [
 ];
 
 pub fn cases(project: &Project) -> Result<Vec<Case>> {
-    tools::ensure(&project.cache, &[])?;
+    install::ensure(&project.cache, &[])?;
     let tidy = Tidy {
         project,
         series: project.series()?,

@@ -91,6 +91,7 @@ impl Suites {
         Ok(suites)
     }
 
+    /// The newest version of a binary package on offer.
     pub fn newest(&self, package: &str) -> Option<String> {
         self.binary_versions(package, "").ok()?.into_iter().next()
     }

@@ -4,6 +4,7 @@ pub mod apt;
 pub mod arch;
 pub mod cache;
 pub mod failure;
+pub mod install;
 pub mod policy;
 pub mod sh;
 pub mod tools;

@@ -6,7 +6,8 @@ use anyhow::Result;
 
 use crate::host::arch::Arch;
 use crate::host::cache::{Cache, Part};
-use crate::host::tools::{self, Tools};
+use crate::host::install;
+use crate::host::tools::Tools;
 use crate::kernel::build::{Build, Source};
 use crate::series::base::{self, Base};
 use crate::series::git;
@@ -39,7 +40,7 @@ impl Project {
     }
 
     pub fn workshop(&self, skip: &[String], arches: &[&Arch]) -> Result<Workshop<'_>> {
-        let tools = tools::ensure(&self.cache, arches)?;
+        let tools = install::ensure(&self.cache, arches)?;
         let base = self.base()?;
         let series = self.series()?;
         let selection = Selection {

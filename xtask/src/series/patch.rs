@@ -244,6 +244,7 @@ impl Series {
         parts
     }
 
+    /// The patches that are meant, in order.
     pub fn select(&self, selection: &Selection) -> Result<Vec<&Patch>> {
         let named = |prefix: &String| {
             let file = |p: &Patch| p.entry.file.starts_with(prefix.as_str());
