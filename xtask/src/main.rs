@@ -18,7 +18,6 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Result;
-use clap::builder::PossibleValuesParser;
 use clap::{Args, Parser, Subcommand};
 
 use crate::guest::initramfs::GuestFile;
@@ -106,31 +105,7 @@ enum Command {
     #[command(after_help = "Example: cargo xtask test --arch x86_64 --json results.json")]
     Test {
         #[command(flatten)]
-        guests: Guests,
-        #[command(flatten)]
-        skip: Skip,
-        /// How the guests' kernels are built: test, kasan, kcsan, rt, norust, off, or all of them.
-        #[arg(
-            long,
-            default_value = checks::guests::Variant::TEST.name,
-            env = "VARIANT",
-            hide_env_values = true
-        )]
-        variant: String,
-        /// Write every case to FILE.
-        #[arg(long, value_name = "FILE")]
-        json: Option<PathBuf>,
-        /// Only these stages; an unknown one has the known ones listed.
-        #[arg(long, value_name = "NAME[,NAME]", value_delimiter = ',')]
-        stage: Vec<String>,
-        /// Only guests with these policies.
-        #[arg(long, value_parser = PossibleValuesParser::new(host::policy::ALL), value_delimiter = ',')]
-        policy: Vec<String>,
-        /// How long the tests in guests go on that could do so for ever (churn, torture and others).
-        #[arg(long, value_name = "S", default_value_t = checks::guests::SECONDS)]
-        seconds: u64,
-        #[command(flatten)]
-        append: Append,
+        options: checks::stages::Options,
     },
     /// Measures what the policies do: one thing, or everything there is, and writes the report.
     #[command(after_help = "Example: cargo xtask bench")]
@@ -353,28 +328,7 @@ fn run(cli: Cli) -> Result<Exit> {
         Command::Run { target } => {
             return bench::run::run(&project, host::arch::find(&target.arch)?, &target.skip.skip)
         }
-        Command::Test {
-            guests,
-            skip,
-            variant,
-            json,
-            stage,
-            policy,
-            seconds,
-            append,
-        } => {
-            let plan = checks::stages::Plan {
-                guests: host::arch::kinds(&guests.arch)?,
-                variants: checks::guests::variants(&variant)?,
-                skip: &skip.skip,
-                stages: &stage,
-                policies: &policy,
-                json: json.as_deref(),
-                seconds,
-                append: &append.words,
-            };
-            return checks::stages::run(&project, &plan);
-        }
+        Command::Test { options } => return checks::stages::run(&project, &options),
         Command::Bench { bench: Some(bench) } => match bench {
             Bench::Ipis(measured) => measured.by(&project, bench::ipis::run)?,
             Bench::Kernel(measured) => measured.by(&project, bench::kernel::run)?,

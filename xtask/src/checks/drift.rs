@@ -11,10 +11,9 @@ use std::process::Command;
 
 use anyhow::{ensure, Context, Result};
 use clap::Args;
-use sha2::{Digest, Sha256};
 
 use crate::host::apt::{version_key, Suites};
-use crate::host::cache::{Cache, Part};
+use crate::host::cache::{digest, Cache, Part};
 use crate::host::failure::{fail, Exit};
 use crate::host::sh;
 use crate::kernel::workshop::Project;
@@ -145,16 +144,12 @@ fn archive(
 
 /// What the series touches of a kernel in the archive; of the rest nothing is kept.
 fn reduced(cache: &Cache, series: &Series, apt: &Suites, offer: &Offer) -> Result<Base> {
-    let mut hash = Sha256::new();
     let touched: BTreeSet<PathBuf> = series.patches.iter().flat_map(Patch::touches).collect();
-    for path in &touched {
-        hash.update(path.as_os_str().as_encoded_bytes());
-        hash.update([0]);
-    }
-    let hash: String = hash.finalize()[..4]
+    let names: Vec<_> = touched
         .iter()
-        .map(|byte| format!("{byte:02x}"))
+        .map(|path| path.as_os_str().as_encoded_bytes())
         .collect();
+    let hash = digest(&names);
     let id = format!("{}-{}-{hash}", offer.version, offer.origin.name());
     let dir = cache.path("drift").join(&id);
     if !dir.exists() {
@@ -208,10 +203,7 @@ fn attempt(
     out: Option<&Path>,
 ) -> Result<Vec<Case>> {
     let small = small(base, series, &dir.join("files"))?;
-    let none = Selection {
-        upto: Some(0),
-        skip: Vec::new(),
-    };
+    let none = Selection::first(0);
     let tree = dir.join("tree");
     git::export(cache, &small, series, &none, &tree, Checkout::All)?;
     sh::capture(git(&tree).args(["fetch", "--quiet"]).arg(own).arg("HEAD"))?;

@@ -40,13 +40,14 @@ pub struct Options {
     json: Option<PathBuf>,
 }
 
-/// A run of make, and the program that it needs besides the usual tools.
-struct Check {
-    name: &'static str,
-    program: Option<(&'static str, &'static str)>,
-    words: Vec<String>,
-    targets: Vec<String>,
-}
+/// A run of make: its name, the program that it needs besides the usual tools and the package that brings
+/// it, words and targets.
+struct Check<'a>(
+    &'static str,
+    Option<(&'static str, &'static str)>,
+    Vec<&'a str>,
+    Vec<&'a str>,
+);
 
 pub fn run(project: &Project, options: &Options) -> Result<Exit> {
     let arches = arch::of_kinds(&arch::kinds(&options.arch)?);
@@ -68,52 +69,40 @@ fn cases(shop: &Workshop<'_>, arch: &'static Arch, docs: bool) -> Result<Vec<Cas
     let build = shop.build(arch, "lint")?;
     build.configure()?;
     let files = files_of(shop);
-    let objects = objects(&files, &shop.tree, kernel_arch(arch));
+    let objects = objects(&files, &shop.tree, arch.folder());
     let driver = shop.tools.rustc.with_file_name("clippy-driver");
-    let words = |words: &[&str]| {
-        words
-            .iter()
-            .map(|word| word.to_string())
-            .collect::<Vec<_>>()
-    };
+    let clippy = format!("CLIPPY_DRIVER={}", driver.display());
+    let pages = format!("SPHINXDIRS={PAGES}");
+    let objects: Vec<&str> = objects.iter().map(String::as_str).collect();
+    let needs_clippy = Some(("clippy-driver", "rust-web-clippy, or clippy by rustup"));
     let mut checks = vec![
-        Check {
-            name: "W=1",
-            program: None,
-            words: words(&["W=1"]),
-            targets: objects.clone(),
-        },
-        Check {
-            name: "sparse",
-            program: Some(("sparse", "sparse")),
-            words: words(&["W=1", "C=2", SPARSE]),
-            targets: objects.clone(),
-        },
-        Check {
-            name: "clippy",
-            program: Some(("clippy-driver", "rust-web-clippy, or clippy by rustup")),
-            words: words(&["CLIPPY=1", &format!("CLIPPY_DRIVER={}", driver.display())]),
-            targets: words(&["rust/kernel.o", "mm/lazy_tlb/"]),
-        },
+        Check("W=1", None, vec!["W=1"], objects.clone()),
+        Check(
+            "sparse",
+            Some(("sparse", "sparse")),
+            vec!["W=1", "C=2", SPARSE],
+            objects,
+        ),
+        Check(
+            "clippy",
+            needs_clippy,
+            vec!["CLIPPY=1", &clippy],
+            vec!["rust/kernel.o", "mm/lazy_tlb/"],
+        ),
     ];
     if docs {
-        checks.push(Check {
-            name: "rustdoc",
-            program: None,
-            words: Vec::new(),
-            targets: words(&["rustdoc"]),
-        });
-        checks.push(Check {
-            name: "htmldocs",
-            program: Some(("sphinx-build", "python3-sphinx")),
+        checks.push(Check("rustdoc", None, Vec::new(), vec!["rustdoc"]));
+        checks.push(Check(
+            "htmldocs",
+            Some(("sphinx-build", "python3-sphinx")),
             // Documentation/Makefile has a variable of that name itself, and means something else by it.
-            words: words(&["RUSTDOC=", &format!("SPHINXDIRS={PAGES}")]),
-            targets: words(&["htmldocs"]),
-        });
+            vec!["RUSTDOC=", &pages],
+            vec!["htmldocs"],
+        ));
     }
-    let tried = |check: &Check| {
-        let name = format!("lint/{}/{}", arch.name, check.name);
-        match check.program {
+    let tried = |check: &Check<'_>| {
+        let name = format!("lint/{}/{}", arch.name, check.0);
+        match check.1 {
             Some((program, package)) if !there_is(program, &driver) => Ok(Case {
                 detail: format!("no {program}; install {package}"),
                 ..Case::skipped(name)
@@ -136,15 +125,13 @@ fn there_is(program: &str, driver: &Path) -> bool {
 fn tried(
     shop: &Workshop<'_>,
     build: &Build<'_>,
-    check: &Check,
+    check: &Check<'_>,
     files: &BTreeSet<PathBuf>,
 ) -> Result<Result<()>> {
     let mut make = build.make();
     let jobs = std::thread::available_parallelism().map_or(1, |n| n.get());
-    make.arg(format!("-j{jobs}"))
-        .args(&check.words)
-        .args(&check.targets);
-    let name = check.name.replace('=', "");
+    make.arg(format!("-j{jobs}")).args(&check.2).args(&check.3);
+    let name = check.0.replace('=', "");
     let log = build.out.join(format!("lint-{name}.log"));
     let mut found = Vec::new();
     let (mut last, mut unused) = (String::new(), false);
@@ -158,7 +145,7 @@ fn tried(
         }
     });
     if unused {
-        let what = format!("make does not use {}", check.name);
+        let what = format!("make does not use {}", check.0);
         return Ok(Err(fail(Exit::Environment, what, "install a newer one")));
     }
     let found: BTreeSet<String> = found.iter().map(Finding::to_string).collect();
@@ -243,14 +230,6 @@ fn files_of(shop: &Workshop<'_>) -> BTreeSet<PathBuf> {
     let touched = shop.series.patches.iter().flat_map(|patch| patch.touches());
     let added = shop.series.added().into_iter().map(Path::to_owned);
     touched.chain(added).collect()
-}
-
-/// The folder in arch/.
-fn kernel_arch(arch: &Arch) -> &str {
-    match arch.name {
-        "x86_64" => "x86",
-        name => name,
-    }
 }
 
 /// The objects of the C files among them that this architecture may build, as kbuild's targets.

@@ -1,27 +1,25 @@
 //! `neighbours`: the kernel's own selftests of what lazy TLB is close to, without the series and under
 //! each policy. They know nothing of it, so all must come to the same.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::Args;
-use comfy_table::Table;
-use serde::Serialize;
 
 use crate::guest::console::Report;
 use crate::guest::initramfs::{self, GuestFile};
 use crate::guest::ktap;
 use crate::guest::machine::{self, Guest, Vm};
 use crate::host::arch::{self, Arch};
-use crate::host::failure::{fail, Exit};
+use crate::host::failure::Exit;
 use crate::host::policy;
 use crate::host::sh;
 use crate::kernel::build::{self, Build};
 use crate::kernel::workshop::{Project, Workshop};
-use crate::results::case::{Case, Status};
+use crate::results::case::{Case, Recorder};
 
 /// The programs: those that build as one static program and need no shell. Each is a folder of
 /// tools/testing/selftests, and the sources in it, the first of which names it.
@@ -65,71 +63,39 @@ pub struct Options {
     /// Leave out the kernel without the series, which has to be built.
     #[arg(long)]
     without_base: bool,
-    /// Write what came of each case to FILE.
+    /// Write every case to FILE.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
 }
 
-/// What came of each case, by column.
-#[derive(Default, Serialize)]
-struct Results {
-    columns: Vec<String>,
-    cases: BTreeMap<String, Vec<Option<Status>>>,
-}
-
-impl Results {
-    fn add(&mut self, column: &str, cases: Vec<Case>) {
-        self.columns.push(column.into());
-        for case in cases {
-            let row = self.cases.entry(case.name).or_default();
-            row.resize(self.columns.len() - 1, None);
-            row.push(Some(case.status));
-        }
-        for row in self.cases.values_mut() {
-            row.resize(self.columns.len(), None);
-        }
-    }
-
-    fn different(&self) -> Vec<&str> {
-        let differs = |row: &&Vec<Option<Status>>| row.iter().any(|status| *status != row[0]);
-        let rows = self.cases.iter().filter(|(_, row)| differs(row));
-        rows.map(|(name, _)| name.as_str()).collect()
-    }
-
-    /// How many passed, failed and were skipped in each program, and each case that differs.
-    fn table(&self) -> String {
-        let mut table = Table::new();
-        table.load_preset(comfy_table::presets::ASCII_MARKDOWN);
-        let columns = self.columns.iter().map(String::as_str);
-        table.set_header(["passed, failed, skipped"].into_iter().chain(columns));
-        let program = |name: &str| name.split('/').take(2).collect::<Vec<_>>().join("/");
-        let mut counts: BTreeMap<String, Vec<[usize; 3]>> = BTreeMap::new();
-        for (name, row) in &self.cases {
-            let empty = || vec![[0; 3]; self.columns.len()];
-            let count = counts.entry(program(name)).or_insert_with(empty);
-            for (count, status) in count.iter_mut().zip(row) {
-                match status {
-                    Some(Status::Pass) => count[0] += 1,
-                    Some(Status::Fail) => count[1] += 1,
-                    Some(Status::Skip) => count[2] += 1,
-                    None => (),
+/// A case for each test, which holds if it came to the same in every column.
+fn compared(columns: &[(&str, Vec<Case>)]) -> Vec<Case> {
+    let names: BTreeSet<&str> = columns
+        .iter()
+        .flat_map(|(_, cases)| cases.iter().map(|case| case.name.as_str()))
+        .collect();
+    let compare = |name: &str| {
+        let status = columns.iter().map(|(column, cases)| {
+            let own = cases.iter().find(|case| case.name == name);
+            let word = own.map_or("missing".into(), |case| format!("{:?}", case.status));
+            (*column, word.to_lowercase())
+        });
+        let status: Vec<(&str, String)> = status.collect();
+        let detail = match status.iter().all(|(_, word)| *word == status[0].1) {
+            true => {
+                return Case {
+                    detail: format!("{} everywhere", status[0].1),
+                    ..Case::passed(name)
                 }
             }
-        }
-        for (name, row) in counts {
-            let cell =
-                |[passed, failed, skipped]: [usize; 3]| format!("{passed}, {failed}, {skipped}");
-            table.add_row([name].into_iter().chain(row.into_iter().map(cell)));
-        }
-        for name in self.different() {
-            let cell = |status: &Option<Status>| {
-                status.map_or("missing".into(), |s| format!("{s:?}").to_lowercase())
-            };
-            let cells = self.cases[name].iter().map(cell);
-            table.add_row([format!("differs: {name}")].into_iter().chain(cells));
-        }
-        table.to_string()
-    }
+            false => status
+                .iter()
+                .map(|(column, word)| format!("{column}: {word}\n")),
+        };
+        Case::failed(name, detail.collect::<String>())
+    };
+    let cases = names.into_iter().map(compare);
+    cases.map(|case| case.within("neighbours")).collect()
 }
 
 fn compile(
@@ -152,13 +118,9 @@ fn compile(
     ] {
         gcc.arg("-I").arg(dir);
     }
-    let header = |name: &str| shop.tree.join(format!("tools/arch/{name}/include"));
-    let own = match build.arch.name {
-        "x86_64" => header("x86"),
-        name => header(name),
-    };
+    let own = format!("tools/arch/{}/include", build.arch.folder());
     gcc.arg("-I")
-        .arg(own)
+        .arg(shop.tree.join(own))
         .arg("-isystem")
         .arg(build.out.join("usr/include"));
     for source in sources {
@@ -307,7 +269,7 @@ pub fn run(project: &Project, options: &Options) -> Result<Exit> {
     let mut columns = Vec::new();
     columns.extend(base.as_deref().map(|base| (BASE, "none", base)));
     columns.extend(policy::ALL.map(|policy| (policy, policy, image.as_path())));
-    let mut results = Results::default();
+    let mut results = Vec::new();
     for (column, policy, image) in columns {
         let subject = Subject {
             vm: Vm::new(project, arch, image)?,
@@ -315,32 +277,20 @@ pub fn run(project: &Project, options: &Options) -> Result<Exit> {
         };
         let mut cases = subject.tests(&initramfs, policy)?;
         cases.extend(subject.torture(&alive, policy)?);
-        results.add(column, cases);
+        results.push((column, cases));
     }
-    println!("\n{}\n", results.table());
+    let mut recorder = Recorder::default();
+    recorder.stage("neighbours", || Ok(compared(&results)));
     if let Some(path) = &options.json {
-        let text = serde_json::to_string_pretty(&results)?;
-        sh::write_whole(path, text.as_bytes())?;
+        recorder.write_json(path)?;
     }
-    let different = results.different();
-    if results.cases.is_empty() {
-        let remedy = "look at the console in the cache's log/";
-        return Err(fail(Exit::NoTests, "no test reported", remedy));
-    }
-    if !different.is_empty() {
-        println!("verdict: FAIL ({} cases differ)", different.len());
-        return Ok(Exit::Failed);
-    }
-    println!(
-        "verdict: PASS ({} cases, the same everywhere)",
-        results.cases.len()
-    );
-    Ok(Exit::Ok)
+    Ok(recorder.finish())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::results::case::counts;
 
     #[test]
     fn torture_is_over_when_it_says_so() {
@@ -352,35 +302,22 @@ mod tests {
     }
 
     #[test]
-    fn what_differs_is_named_and_the_rest_counted() {
-        let mut results = Results::default();
-        let both = || {
-            vec![
-                Case::passed("kselftest/a/1"),
-                Case::skipped("kselftest/a/2"),
-            ]
+    fn what_differs_is_named() {
+        let both = || vec![Case::failed("a/1", "no"), Case::skipped("a/2")];
+        let found = |third: Vec<Case>| {
+            let columns = [(BASE, both()), ("refcount", both()), ("handover", third)];
+            compared(&columns)
         };
-        results.add("base tree", both());
-        results.add("shootdown", both());
-        assert!(results.different().is_empty());
-        assert!(
-            results
-                .table()
-                .contains("| kselftest/a             | 1, 0, 1"),
-            "{}",
-            results.table()
-        );
-        results.add(
-            "handover",
-            vec![Case::failed("kselftest/a/1", "no"), Case::passed("new")],
-        );
+        let same = found(both());
+        assert_eq!(counts(&same), [2, 0, 0]);
+        assert_eq!(same[0].detail, "fail everywhere");
+        let other = found(vec![Case::passed("a/1"), Case::passed("new")]);
+        assert_eq!(counts(&other), [0, 3, 0]);
+        assert_eq!(other[0].name, "neighbours/a/1");
         assert_eq!(
-            results.different(),
-            ["kselftest/a/1", "kselftest/a/2", "new"]
+            other[0].detail,
+            "base tree: fail\nrefcount: fail\nhandover: pass\n"
         );
-        let table = results.table();
-        for cell in ["differs: kselftest/a/1", "fail", "missing"] {
-            assert!(table.contains(cell), "{table}");
-        }
+        assert!(other[2].detail.contains("base tree: missing"));
     }
 }

@@ -42,10 +42,7 @@ pub fn cases(project: &Project, shop: &Workshop<'_>) -> Result<Vec<Case>> {
         git::Checkout::Nothing,
     )?;
     let pristine = dir.path().join("pristine");
-    let none = Selection {
-        upto: Some(0),
-        skip: Vec::new(),
-    };
+    let none = Selection::first(0);
     git::export(
         cache,
         &shop.base,

@@ -4,25 +4,27 @@
 //! as its kernel is there. A stage's cases are printed when it ends.
 
 use std::collections::VecDeque;
-use std::path::Path;
+use std::path::PathBuf;
 use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard};
 use std::time::Instant;
 
 use anyhow::Result;
+use clap::Args;
 
 use crate::bench::ipis;
 use crate::bench::run;
 use crate::checks::guests::{
-    bogus, efi_called, ended, hang, kexeced, Built, TestGuest, Variant, BOGUS, HANG,
+    bogus, efi_called, ended, hang, kexeced, variants, Built, TestGuest, Variant, BOGUS, HANG,
+    SECONDS,
 };
 use crate::checks::litmus;
 use crate::checks::off;
 use crate::checks::series;
 use crate::checks::tidy;
 use crate::guest::ktap;
-use crate::guest::machine::Vm;
+use crate::guest::machine::{Append, Vm};
 use crate::host::arch::{self, Arch, Kind};
 use crate::host::failure::{fail, Exit};
 use crate::host::policy;
@@ -45,26 +47,47 @@ const HOST_STAGES: [(&str, HostStage); 5] = [
 const KERNEL_STAGES: [&str; 4] = [GUESTS, "off", "run", "bench"];
 const GUESTS: &str = "guests";
 
-pub struct Plan<'a> {
-    pub guests: Vec<&'static Kind>,
-    pub variants: Vec<&'static Variant>,
-    pub skip: &'a [String],
-    /// Only these stages; all where empty.
-    pub stages: &'a [String],
-    /// Only guests with these policies; all where empty.
-    pub policies: &'a [String],
-    pub json: Option<&'a Path>,
-    /// How long a test goes on that could do so for ever.
-    pub seconds: u64,
-    pub append: &'a str,
+#[derive(Args)]
+pub struct Options {
+    /// x86_64, arm64, s390, powerpc, riscv, um, a guest such as powerpc-hash, or all.
+    #[arg(long, default_value = arch::ALL, env = "ARCH", hide_env_values = true)]
+    arch: String,
+    /// Leave out the patches whose file names start so (to see the tests fail without them).
+    #[arg(long, value_name = "N[,N]", value_delimiter = ',')]
+    skip: Vec<String>,
+    /// How the guests' kernels are built: test, kasan, kcsan, rt, norust, off, or all of them.
+    #[arg(long, default_value = Variant::TEST.name, env = "VARIANT", hide_env_values = true)]
+    variant: String,
+    /// Write every case to FILE.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Only these stages; an unknown one has the known ones listed.
+    #[arg(long, value_name = "NAME[,NAME]", value_delimiter = ',')]
+    stage: Vec<String>,
+    /// Only guests with these policies.
+    #[arg(long, value_parser = policy::ALL, value_delimiter = ',')]
+    policy: Vec<String>,
+    /// How long the tests in guests go on that could do so for ever (churn, torture and others).
+    #[arg(long, value_name = "S", default_value_t = SECONDS)]
+    seconds: u64,
+    #[command(flatten)]
+    append: Append,
+}
+
+/// The same, with names looked up.
+struct Plan<'a> {
+    options: &'a Options,
+    guests: Vec<&'static Kind>,
+    variants: Vec<&'static Variant>,
 }
 
 impl Plan<'_> {
     /// Guests are of any variant; the other stages are part of the usual one.
     fn wants(&self, stage: &str) -> bool {
         let usual = || self.variants.iter().any(|v| v.name == Variant::TEST.name);
-        match self.stages.iter().any(|s| s == stage) {
-            false if !self.stages.is_empty() => false,
+        let stages = &self.options.stage;
+        match stages.iter().any(|s| s == stage) {
+            false if !stages.is_empty() => false,
             _ => stage == GUESTS || usual(),
         }
     }
@@ -89,10 +112,11 @@ impl Plan<'_> {
                     let ours = |kind: &&&Kind| kind.arch().name == arch.name;
                     for kind in self.guests.iter().filter(ours) {
                         let policies = variant.policies.iter().filter(|policy| {
-                            self.policies.is_empty() || self.policies.iter().any(|p| p == *policy)
+                            let asked = &self.options.policy;
+                            asked.is_empty() || asked.iter().any(|p| p == *policy)
                         });
                         uses.extend(policies.map(|policy| Use::Guest(kind, policy)));
-                        if !usual || !self.policies.is_empty() {
+                        if !usual || !self.options.policy.is_empty() {
                             continue;
                         }
                         if !arch.sysrq.is_empty() {
@@ -162,12 +186,17 @@ struct Work<'a> {
     changed: Condvar,
 }
 
-pub fn run(project: &Project, plan: &Plan<'_>) -> Result<Exit> {
+pub fn run(project: &Project, options: &Options) -> Result<Exit> {
+    let plan = Plan {
+        options,
+        guests: arch::kinds(&options.arch)?,
+        variants: variants(&options.variant)?,
+    };
     let known = || {
         let host = HOST_STAGES.iter().map(|(name, _)| *name);
         host.chain(KERNEL_STAGES)
     };
-    if let Some(unknown) = plan.stages.iter().find(|s| !known().any(|k| k == *s)) {
+    if let Some(unknown) = options.stage.iter().find(|s| !known().any(|k| k == *s)) {
         return Err(fail(
             Exit::Usage,
             format!("unknown stage {unknown}"),
@@ -176,7 +205,7 @@ pub fn run(project: &Project, plan: &Plan<'_>) -> Result<Exit> {
     }
     let mut recorder = Recorder::default();
     let shop = recorder.need("setup", || {
-        project.workshop(plan.skip, &arch::of_kinds(&plan.guests))
+        project.workshop(&options.skip, &arch::of_kinds(&plan.guests))
     });
     let recorder = Mutex::new(recorder);
     if let Some(shop) = &shop {
@@ -184,7 +213,7 @@ pub fn run(project: &Project, plan: &Plan<'_>) -> Result<Exit> {
         let work = Work {
             project,
             shop,
-            plan,
+            plan: &plan,
             recorder: &recorder,
             ended: AtomicU64::new(0),
             board: Mutex::new(Board {
@@ -212,7 +241,7 @@ pub fn run(project: &Project, plan: &Plan<'_>) -> Result<Exit> {
         }
     }
     let recorder = recorder.into_inner().expect("no holder panics");
-    if let Some(path) = plan.json {
+    if let Some(path) = &options.json {
         recorder.write_json(path)?;
     }
     Ok(recorder.finish())
@@ -303,7 +332,7 @@ impl Work<'_> {
         let guest = TestGuest::new(project, self.shop, kind, built)?;
         let firmware = built.variant.firmware(kind.arch(), policy)?;
         let guest = TestGuest {
-            seconds: plan.seconds,
+            seconds: plan.options.seconds,
             firmware,
             kunit: policy == policy::DEFAULT,
             ..guest
@@ -316,7 +345,11 @@ impl Work<'_> {
             _ => {
                 let kexecs = policy == policy::HANDOVER && built.variant.kexecs(kind.arch());
                 let kexec = if kexecs { "LAZY_TLB_KEXEC=1" } else { "" };
-                let ran = guest.run(policy, &format!("{} {kexec}", plan.append), &log);
+                let ran = guest.run(
+                    policy,
+                    &format!("{} {kexec}", plan.options.append.words),
+                    &log,
+                );
                 ran.map(|(report, mut cases)| {
                     self.ended.fetch_add(ended(&report), Ordering::Relaxed);
                     if firmware.is_some() {
@@ -400,7 +433,7 @@ fn small_bench(project: &Project, built: &Built) -> Result<Vec<Case>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::checks::guests::{variants, SECONDS, VARIANTS};
+    use crate::checks::guests::VARIANTS;
     use crate::results::case::Status;
 
     #[test]
@@ -412,21 +445,24 @@ mod tests {
         assert_eq!(status("test result: ok. 3 passed; 0 failed"), None);
     }
 
-    fn plan<'a>(arch: &str, stages: &'a [String]) -> Plan<'a> {
-        plan_of("test", arch, stages)
+    #[derive(clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        options: Options,
     }
 
-    fn plan_of<'a>(variant: &str, arch: &str, stages: &'a [String]) -> Plan<'a> {
-        Plan {
-            guests: arch::kinds(arch).unwrap(),
-            variants: variants(variant).unwrap(),
-            skip: &[],
-            stages,
-            policies: &[],
-            json: None,
-            seconds: SECONDS,
-            append: "",
-        }
+    /// What becomes of such a command line.
+    fn with_plan<T>(line: &str, of: impl FnOnce(&Plan<'_>) -> T) -> T {
+        let Line { options } = clap::Parser::parse_from(line.split(' '));
+        of(&Plan {
+            options: &options,
+            guests: arch::kinds(&options.arch).unwrap(),
+            variants: variants(&options.variant).unwrap(),
+        })
+    }
+
+    fn planned(line: &str) -> Vec<String> {
+        with_plan(line, kernels)
     }
 
     fn kernels(plan: &Plan<'_>) -> Vec<String> {
@@ -445,7 +481,7 @@ mod tests {
     #[test]
     fn a_kernel_is_built_once_for_all_that_it_is_for() {
         assert_eq!(
-            kernels(&plan("all", &[])),
+            planned("test --variant test"),
             [
                 "x86_64: run off bench x86_64/refcount x86_64/shootdown x86_64/handover x86_64/hang \
                  x86_64/bogus",
@@ -457,44 +493,41 @@ mod tests {
             ]
         );
         assert_eq!(
-            kernels(&plan("um", &[])),
+            planned("test --arch um"),
             ["um: um/refcount um/shootdown um/handover"]
         );
         assert_eq!(
-            kernels(&plan("powerpc-hash", &[])),
+            planned("test --arch powerpc-hash"),
             [
                 "powerpc: powerpc-hash/refcount powerpc-hash/shootdown powerpc-hash/handover \
                  powerpc-hash/hang"
             ]
         );
-        let off = ["off".to_owned()];
-        assert_eq!(kernels(&plan("all", &off)), ["x86_64: off"]);
-        assert!(kernels(&plan("s390", &off)).is_empty());
+        assert_eq!(planned("test --arch all --stage off"), ["x86_64: off"]);
+        assert!(planned("test --arch s390 --stage off").is_empty());
     }
 
     #[test]
     fn another_variant_has_guests_only() {
         assert_eq!(
-            kernels(&plan_of("kasan", "x86_64", &[])),
+            planned("test --variant kasan --arch x86_64"),
             ["x86_64: kasan/x86_64/refcount kasan/x86_64/shootdown kasan/x86_64/handover"]
         );
         assert_eq!(
-            kernels(&plan_of("norust", "powerpc-radix", &[])),
+            planned("test --variant norust --arch powerpc-radix"),
             ["powerpc: norust/powerpc-radix/no-policy"]
         );
-        let all = kernels(&plan_of("all", "x86_64", &[]));
+        let all = planned("test --variant all --arch x86_64");
         assert_eq!(all.len(), VARIANTS.len());
         assert!(all[0].starts_with("x86_64: run off bench x86_64/refcount"));
-        assert!(plan_of("all", "x86_64", &[]).wants("litmus"));
-        assert!(!plan_of("kasan", "x86_64", &[]).wants("litmus"));
-        let handover = ["handover".to_owned()];
-        let plan = Plan {
-            policies: &handover,
-            ..plan_of("test", "x86_64", &[])
-        };
-        assert_eq!(kernels(&plan), ["x86_64: run off bench x86_64/handover"]);
-        let run = ["run".to_owned()];
-        assert!(kernels(&plan_of("kasan", "all", &run)).is_empty());
+        let wants = |line: &str| with_plan(line, |plan| plan.wants("litmus"));
+        assert!(wants("test --variant all --arch x86_64"));
+        assert!(!wants("test --variant kasan --arch x86_64"));
+        assert_eq!(
+            planned("test --variant test --arch x86_64 --policy handover"),
+            ["x86_64: run off bench x86_64/handover"]
+        );
+        assert!(planned("test --variant kasan --arch all --stage run").is_empty());
     }
 
     #[test]

@@ -187,6 +187,11 @@ pub static ARCHES: [Arch; 6] = [
 ];
 
 impl Arch {
+    /// Its folder in arch/.
+    pub fn folder(&self) -> &'static str {
+        self.name.trim_end_matches("_64")
+    }
+
     /// Whether the kernel itself is a program of this machine (user-mode Linux), so that it needs
     /// no emulator: its code runs at this machine's speed, on its CPUs.
     pub fn is_program(&self) -> bool {

@@ -8,6 +8,7 @@ use std::sync::Mutex;
 use anyhow::{Context, Result};
 use rustix::fs::{flock, statvfs, FlockOperation};
 use rustix::io::Errno;
+use sha2::{Digest, Sha256};
 
 use crate::host::failure::{fail, Exit, DISK_REMEDY};
 
@@ -106,6 +107,19 @@ fn need_space(dir: &Path, gib: u64, purpose: &str) -> Result<()> {
         ),
         DISK_REMEDY,
     ))
+}
+
+/// A short name for some content.
+pub fn digest(parts: &[&[u8]]) -> String {
+    let mut hash = Sha256::new();
+    for part in parts {
+        hash.update(part.len().to_le_bytes());
+        hash.update(part);
+    }
+    hash.finalize()[..4]
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
 }
 
 #[cfg(test)]

@@ -6,10 +6,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result};
-use sha2::{Digest, Sha256};
 
 use crate::host::arch::Arch;
-use crate::host::cache::Cache;
+use crate::host::cache::{digest, Cache};
 use crate::host::failure::{fail, Exit};
 use crate::host::sh::{self, Progress};
 use crate::host::tools::Tools;
@@ -304,18 +303,6 @@ fn add_variant(configs: &Path, arch: &str, variant: &str, to: &mut Vec<PathBuf>)
 /// `#include "test.config"`, a comment to kconfig.
 fn included(line: &str) -> Option<&str> {
     line.strip_prefix("#include \"")?.strip_suffix(".config\"")
-}
-
-fn digest(parts: &[&[u8]]) -> String {
-    let mut hash = Sha256::new();
-    for part in parts {
-        hash.update(part.len().to_le_bytes());
-        hash.update(part);
-    }
-    hash.finalize()[..4]
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
 }
 
 fn is_kconfig(path: &Path) -> bool {

@@ -84,10 +84,7 @@ impl Workshop<'_> {
         arch: &'static Arch,
         variant: &'b str,
     ) -> Result<Build<'b>> {
-        let selection = Selection {
-            upto: Some(upto),
-            skip: Vec::new(),
-        };
+        let selection = Selection::first(upto);
         let tree = git::patched(&self.project.cache, &self.base, &self.series, &selection)?;
         self.build_of(&selection, &selection.suffix(), tree, arch, variant)
     }
@@ -101,10 +98,7 @@ impl Workshop<'_> {
         arch: &'static Arch,
         variant: &'b str,
     ) -> Result<Build<'b>> {
-        let selection = Selection {
-            upto: Some(upto),
-            skip: Vec::new(),
-        };
+        let selection = Selection::first(upto);
         let build = self.build_of(&selection, git::STEPPED, tree, arch, variant)?;
         Ok(match upto < self.series.patches.len() {
             true => build.without(self.series.symbols()),

@@ -183,10 +183,7 @@ mod tests {
         let cache = Cache::at(dir.path().join("cache")).unwrap();
         let (base, series) = (base_at(&base), Series::load(&repo).unwrap());
         let tree = dir.path().join("tree");
-        let first = Selection {
-            upto: Some(1),
-            skip: Vec::new(),
-        };
+        let first = Selection::first(1);
         export(&cache, &base, &series, &first, &tree, Checkout::All).unwrap();
         import(&repo, &tree).unwrap();
         assert_eq!(Series::load(&repo).unwrap().patches.len(), 1);

@@ -175,6 +175,14 @@ pub struct Selection {
 }
 
 impl Selection {
+    /// The first so many patches.
+    pub fn first(count: usize) -> Self {
+        Selection {
+            upto: Some(count),
+            skip: Vec::new(),
+        }
+    }
+
     /// A suffix for cache names, so that a part of the series is never taken for the whole.
     pub fn suffix(&self) -> String {
         let mut suffix = String::new();
@@ -675,10 +683,7 @@ pub mod tests {
     fn upto_is_a_prefix() {
         let (_dir, _base, repo) = fixture();
         let series = Series::load(&repo).unwrap();
-        let upto = |n| Selection {
-            upto: Some(n),
-            skip: Vec::new(),
-        };
+        let upto = |n| Selection::first(n);
         assert_eq!(series.select(&upto(2)).unwrap().len(), 2);
         assert!(series.select(&upto(4)).is_err());
     }
