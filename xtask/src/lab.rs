@@ -318,29 +318,6 @@ mod tests {
     }
 
     #[test]
-    fn the_tarball_leaves_a_symbolic_link_where_it_is() {
-        let dir = tempfile::tempdir().unwrap();
-        let (root, packed) = (dir.path().join("root"), dir.path().join("packed"));
-        fs::create_dir_all(root.join("usr/lib")).unwrap();
-        std::os::unix::fs::symlink("usr/lib", root.join("lib")).unwrap();
-        fs::create_dir_all(packed.join("lib/modules")).unwrap();
-        let run = |program: &str, words: &[&str]| {
-            let mut command = Command::new(program);
-            assert!(command
-                .args(words)
-                .current_dir(dir.path())
-                .status()
-                .unwrap()
-                .success());
-        };
-        run("tar", &["-C", "packed", "-cf", "linux-7.tar.xz", "lib"]);
-        let command = UNPACK.lines().next().unwrap().replace(" / ", " root ");
-        run("sh", &["-c", &command]);
-        assert!(root.join("lib").is_symlink());
-        assert!(root.join("usr/lib/modules").is_dir());
-    }
-
-    #[test]
     fn the_architecture_is_this_machine_s_or_one_that_is_named() {
         assert_eq!(arch_of(Some("s390")).unwrap().name, "s390");
         assert!(arch_of(Some("vax")).is_err());

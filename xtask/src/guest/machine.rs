@@ -388,34 +388,6 @@ pub mod tests {
         assert_eq!(report.backtraces(), Some("cpu 0"));
     }
 
-    #[test]
-    fn a_kernel_that_is_a_program_is_run_by_itself() {
-        let guest = Guest {
-            smp: 3,
-            append: "lazy_tlb=handover",
-            ..Guest::of(
-                crate::host::arch::find("um").unwrap(),
-                NATIVE,
-                Path::new("/b/linux"),
-                Path::new("/g/init.cpio"),
-                PathBuf::new(),
-            )
-        };
-        let command = guest.command();
-        assert_eq!(command.get_program(), "/b/linux");
-        let words: Vec<_> = command.get_args().collect();
-        for word in [
-            "ncpus=3",
-            "initrd=/g/init.cpio",
-            // Without these: one CPU, and a program that starts again instead of ending.
-            "seccomp=on",
-            "noreboot",
-            "lazy_tlb=handover",
-        ] {
-            assert!(words.contains(&std::ffi::OsStr::new(word)), "{words:?}");
-        }
-    }
-
     fn exit_of(report: console::Report) -> (Exit, String) {
         let (exit, error) = classify(report.check().unwrap_err());
         (exit, error.to_string())

@@ -410,31 +410,6 @@ mod tests {
     }
 
     #[test]
-    fn make_is_told_of_one_rustc_for_kernel_and_host() {
-        let tools = |llvm: &str| Tools {
-            llvm: llvm.into(),
-            clang_version: String::new(),
-            rustc: "/r/rustc".into(),
-            rustc_version: String::new(),
-            rust_lib_src: "/r/library".into(),
-            bindgen: "/b/bindgen".into(),
-            bindgen_version: String::new(),
-        };
-        let words = tools("-19").words();
-        for word in [
-            "LLVM=-19",
-            "RUSTC=/r/rustc",
-            "HOSTRUSTC=/r/rustc",
-            "RUSTDOC=/r/rustdoc",
-            "RUST_LIB_SRC=/r/library",
-            "BINDGEN=/b/bindgen",
-        ] {
-            assert!(words.iter().any(|w| w == word), "{word}: {words:?}");
-        }
-        assert_eq!(tools("").words()[0], "LLVM=1");
-    }
-
-    #[test]
     fn what_is_missing_or_too_old_is_named_with_both_versions() {
         let mut fake = Fake::complete();
         for gone in ["bison", "s390x-linux-gnu-gcc"] {

@@ -51,6 +51,14 @@ impl Case {
         }
     }
 
+    /// A case that holds or not, and why it would not.
+    pub fn when(holds: bool, name: impl Into<String>, detail: impl Into<String>) -> Self {
+        match holds {
+            true => Case::passed(name),
+            false => Case::failed(name, detail),
+        }
+    }
+
     /// A case that holds where there is no error.
     pub fn of(name: impl Into<String>, result: Result<()>) -> Self {
         match result {
