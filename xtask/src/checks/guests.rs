@@ -317,21 +317,19 @@ pub fn bogus(guest: &TestGuest<'_>, log: &str) -> Result<Vec<Case>> {
     let initramfs = vm.project.guest_initramfs(vm.arch, "run-init")?;
     let report = guest.boot(BOGUS, &append, &initramfs, log)?;
     let policy = report.values("lazy-tlb-run").remove("policy");
-    let last = match policy.as_deref() {
-        Some(policy::HANDOVER) => Ok(()),
-        other => Err(anyhow::anyhow!("policy {other:?}")),
-    };
-    let says = |words: &[&str]| match complains(&report.text, words) {
-        true => Ok(()),
-        false => Err(anyhow::anyhow!("no line names {}", words.join(" and "))),
-    };
+    let kept = complains(&report.text, &[BOGUS, "keeping shootdown"]);
     Ok(vec![
         Case::of("boot", report.check()),
-        Case::of(
+        Case::when(
+            kept,
             "the default is kept, and the console says so",
-            says(&[BOGUS, "keeping shootdown"]),
+            "no line does",
         ),
-        Case::of("the last of two counts", last),
+        Case::when(
+            policy.as_deref() == Some(policy::HANDOVER),
+            "the last of two counts",
+            format!("policy {policy:?}"),
+        ),
     ])
 }
 
@@ -351,24 +349,26 @@ pub fn hang(guest: &TestGuest<'_>, log: &str) -> Result<Vec<Case>> {
         ..vm.guest(&initramfs, log)
     }
     .boot()?;
-    let found = match report.check() {
-        Err(error) if error.to_string().contains("the guest hangs") => Ok(()),
-        other => Err(anyhow::anyhow!("it is judged {other:?}")),
-    };
+    let judged = report
+        .check()
+        .err()
+        .map_or(String::new(), |error| error.to_string());
     let shown = report.backtraces().unwrap_or_default();
     // Of each CPU there is at least a line; on x86_64, one that is idle has no more.
     let cpus = (0..report.asked)
         .filter(|cpu| names_cpu(shown, *cpu))
         .count();
-    let told = match cpus == report.asked {
-        true => Ok(()),
-        false => Err(anyhow::anyhow!(
-            "{cpus} CPUs are in its backtraces: {shown}"
-        )),
-    };
     Ok(vec![
-        Case::of("a hang is found", found),
-        Case::of("it says where its CPUs are", told),
+        Case::when(
+            judged.contains("the guest hangs"),
+            "a hang is found",
+            format!("it is judged: {judged}"),
+        ),
+        Case::when(
+            cpus == report.asked,
+            "it says where its CPUs are",
+            format!("{cpus} CPUs are in its backtraces: {shown}"),
+        ),
     ])
 }
 
@@ -398,22 +398,18 @@ const MEMORY: &str = "memory";
 /// Whether what mms are made of has become more, where the guest can tell.
 fn left_over(report: &Report) -> Vec<Case> {
     let values = report.values("lazy-tlb-guest");
-    let case = |(key, name): &(&str, &str)| {
-        let (before, after) = values.get(*key)?.split_once("..")?;
+    let case = |key: &str, name: &str| {
+        let (before, after) = values.get(key)?.split_once("..")?;
         // Negative where it is not known.
         let (before, after): (u64, u64) = (before.parse().ok()?, after.parse().ok()?);
-        let what = format!("{before} at first, {after} in the end");
-        let enough = match *key {
+        let enough = match key {
             MEMORY => before <= after + MEMORY_SLACK,
             PAGE_TABLES => after <= before + PAGE_TABLE_SLACK,
             _ => after <= before + SLACK,
         };
-        Some(match enough {
-            true => Case {
-                detail: what,
-                ..Case::passed(*name)
-            },
-            false => Case::failed(*name, what),
+        Some(Case {
+            detail: format!("{before} at first, {after} in the end"),
+            ..Case::when(enough, name, "")
         })
     };
     let kinds = [
@@ -421,20 +417,10 @@ fn left_over(report: &Report) -> Vec<Case> {
         (PAGE_TABLES, "no page table is left over"),
         (MEMORY, "no memory is lost"),
     ];
-    let cases = kinds
-        .iter()
-        .map(|kind| case(kind).unwrap_or(Case::skipped(kind.1)));
+    let mut cases = kinds.map(|(key, name)| case(key, name).unwrap_or(Case::skipped(name)));
     // So that a file of results has it.
-    let ended = format!("{} mms ended\n", ended(report));
-    cases
-        .map(|case| Case {
-            detail: match case.name == kinds[0].1 {
-                true => ended.clone() + &case.detail,
-                false => case.detail,
-            },
-            ..case
-        })
-        .collect()
+    cases[0].detail = format!("{} mms ended\n{}", ended(report), cases[0].detail);
+    cases.into()
 }
 
 const KERNEL: &str = "Linux version ";
@@ -442,23 +428,24 @@ const KERNEL: &str = "Linux version ";
 /// What a guest says when its tests are over.
 const TESTED: &str = "lazy-tlb-guest: mms=";
 
-pub fn kexeced(console: &str) -> Result<()> {
+pub fn kexeced(console: &str) -> Case {
     let after = console.split_once(TESTED).map_or("", |(_, after)| after);
-    anyhow::ensure!(
+    Case::when(
         after.contains(KERNEL) && after.contains("lazy-tlb-guest: cpus="),
-        "no other kernel has started a first process"
-    );
-    Ok(())
+        "another kernel comes up by kexec",
+        "no other kernel has started a first process",
+    )
 }
 
 /// Whether the guest was started by UEFI, and torture has called that.
-pub fn efi_called(console: &str) -> Result<()> {
-    anyhow::ensure!(console.contains("efi: EFI v"), "UEFI did not start it");
-    anyhow::ensure!(
-        !console.contains("left out: efi:"),
-        "torture found nothing to call it with"
-    );
-    Ok(())
+pub fn efi_called(console: &str) -> Case {
+    let started = console.contains("efi: EFI v");
+    let detail = match started {
+        true => "torture found nothing to call it with",
+        false => "UEFI did not start it",
+    };
+    let called = started && !console.contains("left out: efi:");
+    Case::when(called, "EFI is called", detail)
 }
 
 /// Whether the kernel itself says all this in a line, besides printing its command line.
@@ -555,12 +542,13 @@ mod tests {
 
     #[test]
     fn only_a_kernel_after_the_tests_came_by_kexec() {
+        let came = |text: &str| kexeced(text).status == crate::results::case::Status::Pass;
         let tested = "lazy-tlb-guest: mms=2..2\n";
         let next = "[ 0.0] Linux version 7.3.4\nlazy-tlb-guest: cpus=4\n";
-        assert!(kexeced(&format!("{tested}{next}")).is_ok());
-        assert!(kexeced(&format!("{next}{tested}")).is_err());
+        assert!(came(&format!("{tested}{next}")));
+        assert!(!came(&format!("{next}{tested}")));
         let (silent, _) = next.split_once('\n').unwrap();
-        assert!(kexeced(&format!("{tested}{silent}")).is_err());
+        assert!(!came(&format!("{tested}{silent}")));
     }
 
     #[test]

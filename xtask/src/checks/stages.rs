@@ -353,13 +353,10 @@ impl Work<'_> {
                 ran.map(|(report, mut cases)| {
                     self.ended.fetch_add(ended(&report), Ordering::Relaxed);
                     if firmware.is_some() {
-                        cases.push(Case::of("EFI is called", efi_called(&report.text)));
+                        cases.push(efi_called(&report.text));
                     }
                     if kexecs {
-                        cases.push(Case::of(
-                            "another kernel comes up by kexec",
-                            kexeced(&report.text),
-                        ));
+                        cases.push(kexeced(&report.text));
                     }
                     cases
                 })

@@ -65,21 +65,14 @@ pub static ARCHES: [Arch; 6] = [
         qemu: "qemu-system-x86_64",
         qemu_packages: &["qemu-system-x86"],
         machine: &["-machine", "q35"],
-        cpu: "max",
-        console: "ttyS0",
-        sysrq: BREAK_L,
         elf_machine: object::elf::EM_X86_64,
-        line_bytes: 64,
         steady: "tsc=reliable",
-        gcc: "gcc",
-        gcc_packages: &["gcc", "libc6-dev"],
-        least_rustc: [1, 85, 0],
         uefi: Some(Firmware {
             file: "/usr/share/ovmf/OVMF.fd",
             package: "ovmf",
             args: &[],
         }),
-        by_name: false,
+        ..Arch::USUAL
     },
     Arch {
         name: "arm64",
@@ -88,22 +81,17 @@ pub static ARCHES: [Arch; 6] = [
         qemu: "qemu-system-aarch64",
         qemu_packages: &["qemu-system-arm"],
         machine: &["-machine", "virt"],
-        cpu: "max",
         console: "ttyAMA0",
-        sysrq: BREAK_L,
         elf_machine: object::elf::EM_AARCH64,
-        line_bytes: 64,
-        steady: "",
         gcc: "aarch64-linux-gnu-gcc",
         gcc_packages: &["gcc-aarch64-linux-gnu", "libc6-dev-arm64-cross"],
-        least_rustc: [1, 85, 0],
         uefi: Some(Firmware {
             file: "/usr/share/qemu-efi-aarch64/QEMU_EFI.fd",
             package: "qemu-efi-aarch64",
             // It hands either ACPI tables or the device tree on; the kernels know the latter.
             args: &["-machine", "acpi=off"],
         }),
-        by_name: false,
+        ..Arch::USUAL
     },
     Arch {
         name: "s390",
@@ -113,17 +101,13 @@ pub static ARCHES: [Arch; 6] = [
         // Debian moved it between packages.
         qemu_packages: &["qemu-system-s390x", "qemu-system-misc"],
         machine: &["-machine", "s390-ccw-virtio"],
-        cpu: "max",
-        console: "ttyS0",
         sysrq: CTRL_O_L,
         elf_machine: object::elf::EM_S390,
         line_bytes: 256,
-        steady: "",
         gcc: "s390x-linux-gnu-gcc",
         gcc_packages: &["gcc-s390x-linux-gnu", "libc6-dev-s390x-cross"],
         least_rustc: [1, 96, 0],
-        uefi: None,
-        by_name: false,
+        ..Arch::USUAL
     },
     Arch {
         name: "powerpc",
@@ -137,12 +121,10 @@ pub static ARCHES: [Arch; 6] = [
         sysrq: CTRL_O_L,
         elf_machine: object::elf::EM_PPC64,
         line_bytes: 128,
-        steady: "",
         gcc: "powerpc64le-linux-gnu-gcc",
         gcc_packages: &["gcc-powerpc64le-linux-gnu", "libc6-dev-ppc64el-cross"],
         least_rustc: [1, 95, 0],
-        uefi: None,
-        by_name: false,
+        ..Arch::USUAL
     },
     Arch {
         name: "riscv",
@@ -153,40 +135,48 @@ pub static ARCHES: [Arch; 6] = [
         qemu_packages: &["qemu-system-riscv", "qemu-system-misc"],
         machine: &["-machine", "virt"],
         cpu: "rv64",
-        console: "ttyS0",
-        sysrq: BREAK_L,
         elf_machine: object::elf::EM_RISCV,
-        line_bytes: 64,
-        steady: "",
         gcc: "riscv64-linux-gnu-gcc",
         gcc_packages: &["gcc-riscv64-linux-gnu", "libc6-dev-riscv64-cross"],
-        least_rustc: [1, 85, 0],
-        uefi: None,
         by_name: true,
+        ..Arch::USUAL
     },
     Arch {
         name: "um",
         // It could be of any; with several CPUs it is of this one.
         machine_name: "x86_64",
         image: "linux",
-        qemu: "",
-        qemu_packages: &[],
-        machine: &[],
         cpu: "",
         console: "tty0",
         sysrq: b"",
         elf_machine: object::elf::EM_X86_64,
+        by_name: true,
+        ..Arch::USUAL
+    },
+];
+
+impl Arch {
+    /// What most have in common.
+    const USUAL: Arch = Arch {
+        name: "",
+        machine_name: "",
+        image: "",
+        qemu: "",
+        qemu_packages: &[],
+        machine: &[],
+        cpu: "max",
+        console: "ttyS0",
+        sysrq: BREAK_L,
+        elf_machine: object::elf::EM_NONE,
         line_bytes: 64,
         steady: "",
         gcc: "gcc",
         gcc_packages: &["gcc", "libc6-dev"],
         least_rustc: [1, 85, 0],
         uefi: None,
-        by_name: true,
-    },
-];
+        by_name: false,
+    };
 
-impl Arch {
     /// Its folder in arch/.
     pub fn folder(&self) -> &'static str {
         self.name.trim_end_matches("_64")

@@ -5,10 +5,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result};
-use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::host::apt::Suites;
+use crate::host::apt::{version_key, Suites};
 use crate::host::cache::{Cache, Part};
 use crate::host::failure::{fail, Exit};
 use crate::host::sh::{self, Progress};
@@ -20,8 +19,7 @@ pub const SUITES: [&[&str]; 2] = [&["trixie-backports"], &["forky", "sid"]];
 const FILES: u64 = 96_000;
 
 /// Where a base tree came from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Origin {
     Upstream,
     Debian,
@@ -47,15 +45,6 @@ pub struct Base {
     pub origin: Origin,
     /// A name for cache entries that are made from it.
     pub id: String,
-}
-
-/// Written last, beside the folder: a folder without one is half done.
-#[derive(Deserialize, Serialize)]
-struct Stamp {
-    version: String,
-    origin: Origin,
-    file: String,
-    sha256: String,
 }
 
 /// The version in a kernel tree's Makefile.
@@ -101,11 +90,11 @@ pub fn find(cache: &Cache, linux: Option<&Path>) -> Result<Base> {
     if let Some(dir) = linux {
         return of_user(dir);
     }
-    if let Some(base) = cached(cache)? {
+    if let Some(base) = cached(cache) {
         return Ok(base);
     }
     cache.lock(Part::Setup)?;
-    match cached(cache)? {
+    match cached(cache) {
         Some(base) => Ok(base),
         None => fetch(cache),
     }
@@ -148,43 +137,25 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 /// The newest complete base tree in the cache; upstream's own before Debian's.
-fn cached(cache: &Cache) -> Result<Option<Base>> {
-    let mut found = Vec::new();
-    let Ok(dir) = fs::read_dir(cache.path("base")) else {
-        return Ok(None);
-    };
-    for entry in dir.flatten() {
-        let path = entry.path();
-        if path.extension().is_none_or(|e| e != "stamp") {
-            continue;
-        }
-        let text = fs::read_to_string(&path)?;
-        let stamp: Stamp = toml::from_str(&text)
-            .with_context(|| format!("{} is damaged; remove it", path.display()))?;
-        let id = path
-            .file_stem()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned();
-        let dir = path.with_extension("");
-        if version_of(&dir).is_ok() {
-            let (version, origin) = (stamp.version, stamp.origin);
-            found.push(Base {
-                dir,
-                version,
-                origin,
-                id,
-            });
-        }
-    }
-    let sublevel = |base: &Base| {
-        base.version
-            .rsplit('.')
-            .next()
-            .and_then(|n| n.parse::<u64>().ok())
-    };
-    found.sort_by_key(|base| (base.origin == Origin::Upstream, sublevel(base)));
-    Ok(found.pop())
+fn cached(cache: &Cache) -> Option<Base> {
+    let entries = fs::read_dir(cache.path("base")).into_iter().flatten();
+    let bases = entries.flatten().filter_map(|entry| {
+        let id = entry.file_name().into_string().ok()?;
+        let origins = [Origin::Upstream, Origin::Debian];
+        let origin = origins.into_iter().find(|origin| {
+            let mut words = id.split('-');
+            words.nth(1) == Some(origin.name()) && words.count() == 1
+        })?;
+        let dir = entry.path();
+        let version = version_of(&dir).ok()?;
+        Some(Base {
+            dir,
+            version,
+            origin,
+            id,
+        })
+    });
+    bases.max_by_key(|base| (base.origin == Origin::Upstream, version_key(&base.version)))
 }
 
 /// A kernel in Debian's archive, in one of the two ways in which it is there.
@@ -325,22 +296,9 @@ fn keep(cache: &Cache, download: &Path, origin: Origin) -> Result<Base> {
         fs::remove_dir_all(&dir)?;
     }
     fs::rename(&part, &dir)?;
-    let file = file
-        .file_name()
-        .unwrap_or_default()
-        .to_string_lossy()
-        .into_owned();
-    let stamp = Stamp {
-        version,
-        origin,
-        file,
-        sha256,
-    };
-    let path = cache.path("base").join(format!("{id}.stamp"));
-    sh::write_whole(&path, toml::to_string(&stamp)?.as_bytes())?;
     // The download has served; a base tree is unpacked once.
     fs::remove_dir_all(download)?;
-    cached(cache)?.context("the base tree that was just unpacked")
+    cached(cache).context("the base tree that was just unpacked")
 }
 
 fn hash_file(path: &Path) -> Result<String> {
@@ -399,14 +357,16 @@ mod tests {
     }
 
     #[test]
-    fn a_half_unpacked_base_is_not_taken() {
+    fn upstreams_own_tree_is_taken_and_none_that_is_half_unpacked() {
         let dir = tempfile::tempdir().unwrap();
         let cache = Cache::at(dir.path().to_owned()).unwrap();
-        tree(&cache.path("base/7.3.5-upstream-aa"), "7.3.5");
-        assert!(cached(&cache).unwrap().is_none(), "no stamp");
-        tree(&cache.path("base/7.3.4-debian-bb"), "7.3.4");
-        let stamp = "version = \"7.3.4\"\norigin = \"debian\"\nfile = \"f\"\nsha256 = \"bb\"\n";
-        fs::write(cache.path("base/7.3.4-debian-bb.stamp"), stamp).unwrap();
-        assert_eq!(cached(&cache).unwrap().unwrap().id, "7.3.4-debian-bb");
+        tree(&cache.path("base/unpacking"), "7.3.6");
+        assert!(cached(&cache).is_none());
+        for (id, version) in [("7.3.10-debian-bb", "7.3.10"), ("7.3.9-debian-cc", "7.3.9")] {
+            tree(&cache.path("base").join(id), version);
+        }
+        assert_eq!(cached(&cache).unwrap().id, "7.3.10-debian-bb");
+        tree(&cache.path("base/7.3.4-upstream-aa"), "7.3.4");
+        assert_eq!(cached(&cache).unwrap().id, "7.3.4-upstream-aa");
     }
 }
