@@ -130,10 +130,7 @@ enum Command {
     },
     /// Writes tables and plots of everything in results/.
     #[command(after_help = "Example: cargo xtask report")]
-    Report {
-        #[command(flatten)]
-        options: report::page::Options,
-    },
+    Report,
     /// Writes the series as mails with a cover letter, ready to be signed off and sent.
     #[command(after_help = "Example: cargo xtask series --out mails")]
     Series {
@@ -346,7 +343,7 @@ fn run(cli: Cli) -> Result<Exit> {
         Command::Bench { bench: None } => return bench_everything(project.linux.as_deref()),
         Command::Lab { options } => lab::run(&project, &options)?,
         Command::Neighbours { options } => return checks::neighbours::run(&project, &options),
-        Command::Report { options } => report::page::run(&project, &options)?,
+        Command::Report => report::page::run(&project.repo)?,
         Command::Series { out } => {
             let (base, series) = (project.base()?, project.series()?);
             for thread in series::mail::export(&project.cache, &base, &series, &out)? {

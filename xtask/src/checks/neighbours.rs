@@ -3,7 +3,6 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -17,7 +16,7 @@ use crate::host::arch::{self, Arch};
 use crate::host::failure::Exit;
 use crate::host::policy;
 use crate::host::sh;
-use crate::kernel::build::{self, Build};
+use crate::kernel::build::{builder, Build};
 use crate::kernel::workshop::{Project, Workshop};
 use crate::results::case::{Case, Recorder};
 
@@ -108,7 +107,7 @@ fn compile(
     let out = build.out.join("neighbours");
     std::fs::create_dir_all(&out)?;
     let program = out.join(format!("{suite}.{}", sources[0]));
-    let mut gcc = Command::new(build.arch.gcc);
+    let mut gcc = builder(build.arch.gcc);
     gcc.args(["-static", "-O2", "-pthread", "-D_GNU_SOURCE", "-w", "-o"])
         .arg(&program);
     for dir in [
@@ -125,9 +124,6 @@ fn compile(
         .arg(build.out.join("usr/include"));
     for source in sources {
         gcc.arg(tests.join(suite).join(format!("{source}.c")));
-    }
-    for name in build::FOREIGN {
-        gcc.env_remove(name);
     }
     let log = out.join(format!("{}.log", sources[0]));
     sh::logged(

@@ -7,7 +7,8 @@ use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard};
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::Mutex;
 use std::time::Instant;
 
 use anyhow::Result;
@@ -167,13 +168,8 @@ impl Use {
     }
 }
 
-/// What waits to be done, shared by the threads that do it.
-struct Board {
-    kernels: VecDeque<Kernel>,
-    /// How many builds have not ended, the waiting ones included.
-    building: usize,
-    ready: VecDeque<(Use, Built)>,
-}
+/// A kernel that is there, and what it is for.
+type Ready = (Use, Built);
 
 struct Work<'a> {
     project: &'a Project,
@@ -182,8 +178,8 @@ struct Work<'a> {
     recorder: &'a Mutex<Recorder>,
     /// The mms that ended in guests, as far as they counted.
     ended: AtomicU64,
-    board: Mutex<Board>,
-    changed: Condvar,
+    kernels: Mutex<VecDeque<Kernel>>,
+    ready: Mutex<Receiver<Ready>>,
 }
 
 pub fn run(project: &Project, options: &Options) -> Result<Exit> {
@@ -209,27 +205,24 @@ pub fn run(project: &Project, options: &Options) -> Result<Exit> {
     });
     let recorder = Mutex::new(recorder);
     if let Some(shop) = &shop {
-        let kernels = plan.kernels();
+        let (builder, ready) = mpsc::channel();
         let work = Work {
             project,
             shop,
             plan: &plan,
             recorder: &recorder,
             ended: AtomicU64::new(0),
-            board: Mutex::new(Board {
-                building: kernels.len(),
-                kernels,
-                ready: VecDeque::new(),
-            }),
-            changed: Condvar::new(),
+            kernels: Mutex::new(plan.kernels()),
+            ready: Mutex::new(ready),
         };
         std::thread::scope(|scope| {
             // Two build; one of them goes on with guests, beside this thread.
-            scope.spawn(|| {
-                work.build_all();
+            let (work, other) = (&work, builder.clone());
+            scope.spawn(move || {
+                work.build_all(other);
                 work.use_all();
             });
-            scope.spawn(|| work.build_all());
+            scope.spawn(move || work.build_all(builder));
             for (name, stage) in HOST_STAGES.iter().filter(|(name, _)| plan.wants(name)) {
                 work.stage(name, || stage(project, shop));
             }
@@ -248,10 +241,6 @@ pub fn run(project: &Project, options: &Options) -> Result<Exit> {
 }
 
 impl Work<'_> {
-    fn board(&self) -> MutexGuard<'_, Board> {
-        self.board.lock().expect("no holder panics")
-    }
-
     /// Runs a stage beside others; its cases are printed together.
     fn stage(&self, name: &str, run: impl FnOnce() -> Result<Vec<Case>>) {
         let started = Instant::now();
@@ -265,58 +254,41 @@ impl Work<'_> {
         recorder.ended(name, started, result);
     }
 
-    fn build_all(&self) {
+    fn build_all(&self, ready: Sender<Ready>) {
         loop {
-            // In a statement of its own, or the board would be locked during the build.
-            let next = self.board().kernels.pop_front();
+            // In a statement of its own, or the others would wait for the build.
+            let next = self.kernels.lock().expect("no holder panics").pop_front();
             let Some(kernel) = next else { return };
             let started = Instant::now();
             let Kernel { arch, variant, .. } = kernel;
-            // A panic here would leave the other threads waiting for this kernel.
             let run = std::panic::AssertUnwindSafe(|| {
                 variant.check(arch)?;
                 Built::build(self.project, self.shop, arch, variant)
             });
             let built = std::panic::catch_unwind(run)
                 .unwrap_or_else(|_| anyhow::bail!("xtask panicked; its message is above"));
-            let mut board = self.board();
-            board.building -= 1;
-            match built {
-                Ok(built) => {
-                    let ready = kernel.uses.into_iter().map(|u| (u, built.clone()));
-                    board.ready.extend(ready);
-                    drop(board);
-                }
-                // The others go on; each thing that this kernel was for is named.
-                Err(error) => {
-                    drop(board);
-                    let possible = variant.check(arch);
-                    let impossible = possible.and_then(|()| self.shop.tools.check_rustc(arch));
-                    let impossible = impossible.err();
-                    let said = format!("{error:#}");
-                    for use_of in &kernel.uses {
+            // The others go on; each thing that this kernel was for is named.
+            let impossible = variant.check(arch);
+            let impossible = impossible.and_then(|()| self.shop.tools.check_rustc(arch));
+            let impossible = impossible.err();
+            for use_of in kernel.uses {
+                match &built {
+                    Ok(built) => ready.send((use_of, built.clone())).expect("it is received"),
+                    Err(error) => {
                         let stage = use_of.stage(variant);
-                        let case = not_built(&stage, &said, &impossible);
+                        let case = not_built(&stage, &format!("{error:#}"), &impossible);
                         self.ended(&stage, started, Ok(vec![case]));
                     }
                 }
             }
-            self.changed.notify_all();
         }
     }
 
     /// Boots and compares what is ready until nothing can become ready any more.
     fn use_all(&self) {
         loop {
-            let mut board = self.board();
-            let (use_of, built) = loop {
-                match board.ready.pop_front() {
-                    Some(ready) => break ready,
-                    None if board.building == 0 => return,
-                    None => board = self.changed.wait(board).expect("no holder panics"),
-                }
-            };
-            drop(board);
+            let next = self.ready.lock().expect("no holder panics").recv();
+            let Ok((use_of, built)) = next else { return };
             self.stage(&use_of.stage(built.variant), || match &use_of {
                 Use::Guest(kind, policy) => self.guest(kind, &built, policy),
                 Use::Run => main_job(self.project, &built),

@@ -36,15 +36,15 @@ pub fn variants(repo: &Path) -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// What a person's shell or an outer make may set, and a kernel build must not see.
-pub const FOREIGN: [&str; 6] = [
-    "MAKEFLAGS",
-    "MFLAGS",
-    "MAKELEVEL",
-    "MAKEOVERRIDES",
-    "LINUX",
-    "ARCH",
-];
+/// A program that builds something, without what a person's shell or an outer make may set.
+pub fn builder(program: impl AsRef<std::ffi::OsStr>) -> Command {
+    let mut command = Command::new(program);
+    let make = ["MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES"];
+    for name in make.iter().chain(&["LINUX", "ARCH"]) {
+        command.env_remove(name);
+    }
+    command
+}
 
 pub struct Source {
     pub tree: PathBuf,
@@ -146,7 +146,7 @@ impl<'a> Build<'a> {
     /// `make` with everything that every call needs.
     pub fn make(&self) -> Command {
         let tools = self.tools;
-        let mut make = Command::new("make");
+        let mut make = builder("make");
         make.arg("-C").arg(&self.source.tree).args(tools.words());
         let mut set = |name: &str, value: &dyn AsRef<std::ffi::OsStr>| {
             make.arg(sh::assignment(name, value));
@@ -162,9 +162,6 @@ impl<'a> Build<'a> {
         // What a file includes is taken from the compiler, which lists it anyway, and not from a run of
         // the preprocessor for every file that is not there yet.
         make.env("CCACHE_DEPEND", "1");
-        for name in FOREIGN {
-            make.env_remove(name);
-        }
         make
     }
 

@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use crate::host::arch::Arch;
 use crate::host::failure::Exit;
 use crate::host::sh;
-use crate::kernel::build::{Build, FOREIGN};
+use crate::kernel::build::{builder, Build};
 use crate::kernel::workshop::{Project, Workshop};
 
 /// Nothing that `perf bench sched` needs, and perf then runs on any machine of the architecture.
@@ -34,7 +34,7 @@ const PERF: [&str; 14] = [
 pub fn perf(tree: &Path, arch: &Arch, out: &Path) -> Result<PathBuf> {
     let dir = out.join("perf-build");
     fs::create_dir_all(&dir).with_context(|| format!("creating {}", dir.display()))?;
-    let mut make = Command::new("make");
+    let mut make = builder("make");
     make.arg("-C").arg(tree.join("tools/perf"));
     make.arg(sh::assignment("O", &dir));
     make.arg(format!("ARCH={}", arch.name));
@@ -45,9 +45,6 @@ pub fn perf(tree: &Path, arch: &Arch, out: &Path) -> Result<PathBuf> {
     make.args(PERF);
     // Nothing else: perf's shared objects cannot be linked like this.
     make.arg(dir.join("perf"));
-    for name in FOREIGN {
-        make.env_remove(name);
-    }
     let remedy = "install what the log asks for";
     let log = dir.join("build.log");
     sh::logged(&make, &log, Exit::Build, remedy, |_| ())?;
@@ -85,15 +82,12 @@ impl Workshop<'_> {
             std::fs::remove_dir_all(&out)?;
         }
         std::fs::create_dir_all(&out)?;
-        let mut make = Command::new("make");
+        let mut make = builder("make");
         make.arg("-C")
             .arg(self.tree.join("tools/testing/selftests/lazy_tlb"));
         make.arg(format!("OUTPUT={}", out.display()));
         make.arg(format!("CC={}", arch.gcc))
             .arg("USERLDFLAGS=-static");
-        for name in FOREIGN {
-            make.env_remove(name);
-        }
         let log = kernel.out.join("selftests.log");
         let remedy = "the compiler's message is in the log";
         sh::logged(&make, &log, Exit::Build, remedy, |_| ())?;

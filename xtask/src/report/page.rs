@@ -7,26 +7,16 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use clap::Args;
 use serde::de::DeserializeOwned;
 
 use crate::bench::lines;
 use crate::host::arch::{Kind, KINDS};
 use crate::host::failure::{fail, Exit};
 use crate::host::sh;
-use crate::kernel::workshop::Project;
 use crate::report::plot::plot;
 use crate::results::sample::{Samples, FILES};
 
 const REPORT: &str = "REPORT.md";
-
-/// Which results.
-#[derive(Args)]
-pub struct Options {
-    /// The folder with one folder per machine; without it, results/.
-    #[arg(long, value_name = "DIR")]
-    results: Option<PathBuf>,
-}
 
 /// The benchmarks whose results are samples: what they are called, and what is to be known of them.
 const BENCHES: [(&str, &str, &str); 4] = [
@@ -254,9 +244,8 @@ fn write(dir: &Path, written: &BTreeMap<String, String>) -> Result<()> {
 }
 
 /// `report` itself: reads every folder, and writes only if all could be read.
-pub fn run(project: &Project, options: &Options) -> Result<()> {
-    let own = || project.repo.join("results");
-    let results = options.results.clone().unwrap_or_else(own);
+pub fn run(repo: &Path) -> Result<()> {
+    let results = repo.join("results");
     let mut reports = Vec::new();
     let paths = match results.is_dir() {
         true => files(&results)?,
@@ -291,8 +280,8 @@ mod tests {
 
     fn folder(files: &[(&str, String)]) -> tempfile::TempDir {
         let dir = tempfile::tempdir().unwrap();
-        let machine = dir.path().join("machine");
-        fs::create_dir(&machine).unwrap();
+        let machine = dir.path().join("results/machine");
+        fs::create_dir_all(&machine).unwrap();
         for (name, content) in files {
             fs::write(machine.join(name), content).unwrap();
         }
@@ -300,7 +289,7 @@ mod tests {
     }
 
     fn loaded(files: &[(&str, String)]) -> Result<Folder> {
-        Folder::load(&folder(files).path().join("machine"))
+        Folder::load(&folder(files).path().join("results/machine"))
     }
 
     fn json(samples: &Samples) -> String {
@@ -308,15 +297,6 @@ mod tests {
     }
 
     const EXIT: &str = "paired-exit-arm64-4.json";
-
-    fn run_in(dir: &Path, results: Option<PathBuf>) -> Result<()> {
-        let project = Project {
-            repo: dir.into(),
-            cache: crate::host::cache::Cache::at(dir.join("cache")).unwrap(),
-            linux: None,
-        };
-        run(&project, &Options { results })
-    }
 
     #[test]
     fn what_was_measured_has_a_section_and_the_rest_is_missing() {
@@ -386,8 +366,8 @@ mod tests {
             ("mine.svg", String::new()),
         ]);
         let content = || {
-            run_in(dir.path(), Some(dir.path().into())).unwrap();
-            let paths = files(&dir.path().join("machine")).unwrap();
+            run(dir.path()).unwrap();
+            let paths = files(&dir.path().join("results/machine")).unwrap();
             let read = |path: &PathBuf| (name_of(path), fs::read_to_string(path).unwrap());
             paths.iter().map(read).collect::<Vec<_>>()
         };
@@ -400,9 +380,8 @@ mod tests {
     #[test]
     fn no_results_are_an_error() {
         let dir = folder(&[("old.json", "{}".into())]);
-        for results in [None, Some(dir.path().to_owned())] {
-            let error = run_in(dir.path(), results).unwrap_err();
-            assert_eq!(classify(error).0, Exit::Usage);
+        for repo in [dir.path().to_owned(), dir.path().join("gone")] {
+            assert_eq!(classify(run(&repo).unwrap_err()).0, Exit::Usage);
         }
     }
 }
