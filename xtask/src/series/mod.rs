@@ -2,6 +2,7 @@
 
 pub mod base;
 pub mod git;
+pub mod hunks;
 pub mod import;
 pub mod mail;
 pub mod patch;
