@@ -27,6 +27,10 @@ pub struct Entry {
     /// The cover letter in `patches/` of the part that begins with this patch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cover: Option<String>,
+    /// What it needs besides the base: a cover letter, which is all of that part, or the subject of a
+    /// patch. Without it, what comes before it in its part, and what the first patch there needs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub needs: Option<Vec<String>>,
     /// The new files it brings, relative to the repository's (and the kernel's) top level.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub adds: Vec<PathBuf>,
@@ -152,6 +156,7 @@ impl Entry {
         Entry {
             file: file.into(),
             cover: None,
+            needs: None,
             adds: Vec::new(),
         }
     }
@@ -221,7 +226,7 @@ impl Series {
             fail(
                 Exit::Patch,
                 what,
-                "each [[patch]] has `file`, and may have `cover` and `adds`",
+                "each [[patch]] has `file`, and may have `cover`, `needs` and `adds`",
             )
         })?;
         let mut patches = Vec::new();
@@ -246,7 +251,9 @@ impl Series {
         Ok(format!(
             "# The series, in order. `adds` are the new files of a patch; each stands in this\n\
              # repository at its final path, and is in exactly one patch. With a `cover` begins\n\
-             # what is mailed as a thread of its own.\n\n{list}"
+             # what is mailed as a thread of its own. `needs` is what a patch needs besides the\n\
+             # base: all patches of a cover, or the one with that subject. Without `needs`, it\n\
+             # needs those before it in its thread, and what the first one of these needs.\n\n{list}"
         ))
     }
 
@@ -262,6 +269,57 @@ impl Series {
             rest = others;
         }
         parts
+    }
+
+    /// Whether each patch must be there before one of `wanted` can be applied, `wanted` included.
+    pub fn needed(&self, wanted: std::ops::Range<usize>) -> Result<Vec<bool>> {
+        let mut needed = vec![false; self.patches.len()];
+        needed[wanted.clone()].fill(true);
+        // What is needed comes before, so that once through from the end finds it all.
+        for index in (0..wanted.end).rev() {
+            if needed[index] {
+                for others in self.needs(index)? {
+                    needed[others].fill(true);
+                }
+            }
+        }
+        Ok(needed)
+    }
+
+    /// What a patch says that it needs, which comes before it.
+    fn needs(&self, index: usize) -> Result<Vec<std::ops::Range<usize>>> {
+        let patch = &self.patches[index];
+        let starts = |i: &usize| *i == 0 || self.patches[*i].entry.cover.is_some();
+        let first = (0..=index).rev().find(starts).unwrap_or(0);
+        let mut found = Vec::new();
+        let names = match &patch.entry.needs {
+            Some(names) => names.as_slice(),
+            None => {
+                found.push(first..index);
+                self.patches[first].entry.needs.as_deref().unwrap_or(&[])
+            }
+        };
+        for name in names {
+            let is_it = |p: &Patch| p.entry.cover.as_ref() == Some(name) || p.subject == *name;
+            let start = self.patches[..index].iter().position(is_it);
+            let start = start.ok_or_else(|| {
+                let path = patch.path();
+                fail(
+                    Exit::Patch,
+                    format!(
+                        "{} needs \"{name}\", which is not before it",
+                        path.display()
+                    ),
+                    format!("name a cover letter or a subject in {LIST}"),
+                )
+            })?;
+            let last = match self.patches[start].entry.cover.as_ref() == Some(name) {
+                true => (start + 1..index).find(starts).unwrap_or(index),
+                false => start + 1,
+            };
+            found.push(start..last);
+        }
+        Ok(found)
     }
 
     /// The patches that are meant, in order.
