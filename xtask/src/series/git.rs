@@ -203,6 +203,20 @@ pub fn export(
     out: &Path,
     checkout: Checkout,
 ) -> Result<()> {
+    let patches = series.select(selection)?;
+    export_lists(cache, base, series, &[patches], out, checkout).map(|_| ())
+}
+
+/// The same with commits for several lists of patches, each on the base; returns the last commit of
+/// each. The branch is at the last list.
+pub fn export_lists(
+    cache: &Cache,
+    base: &Base,
+    series: &Series,
+    lists: &[Vec<&Patch>],
+    out: &Path,
+    checkout: Checkout,
+) -> Result<Vec<String>> {
     if out.exists() && fs::read_dir(out).map_or(true, |mut dir| dir.next().is_some()) {
         return Err(fail(
             Exit::Usage,
@@ -210,12 +224,15 @@ pub fn export(
             "name a folder that is not there yet",
         ));
     }
-    let patches = series.select(selection)?;
-    let steps = assemble(&base.dir, &series.repo, &patches, false)?;
     cache.lock(Part::Git)?;
     cache.need_space(3, "a kernel tree with its git objects")?;
     let git_dir = repository(cache, base)?;
-    let tip = commit(&git_dir, base, &steps)?;
+    let mut tips = Vec::new();
+    for patches in lists {
+        let steps = assemble(&base.dir, &series.repo, patches, false)?;
+        tips.push(commit(&git_dir, base, &steps)?);
+    }
+    let tip = tips.last().context("no list of patches")?;
 
     // Made under another name, so that an interrupted run leaves no half tree at `out`.
     let mut part = out.as_os_str().to_owned();
@@ -244,18 +261,15 @@ pub fn export(
         git(&sparse)?;
     }
     if !matches!(checkout, Checkout::Nothing) {
-        println!(
-            "checking out {} patches on Linux {}",
-            steps.len(),
-            base.version
-        );
-        git(&["checkout", "--quiet", &tip, "-B", BRANCH])?;
+        let count = lists.last().map_or(0, Vec::len);
+        println!("checking out {count} patches on Linux {}", base.version);
+        git(&["checkout", "--quiet", tip, "-B", BRANCH])?;
     }
     if out.exists() {
         fs::remove_dir(out)?;
     }
     fs::rename(&part, out).with_context(|| format!("creating {}", out.display()))?;
-    Ok(())
+    Ok(tips)
 }
 
 fn base_ref(base: &Base) -> String {

@@ -23,6 +23,10 @@ pub struct Entry {
     /// The cover letter in `patches/` of the part that begins with this patch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cover: Option<String>,
+    /// What it needs besides the base: a cover letter, which is all of that part, or the subject of a
+    /// patch. Without it, what comes before it in its part, and what the first patch there needs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub needs: Option<Vec<String>>,
     /// The new files it brings, relative to the repository's (and the kernel's) top level.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub adds: Vec<PathBuf>,
@@ -33,6 +37,7 @@ impl Entry {
         Entry {
             file: file.into(),
             cover: None,
+            needs: None,
             adds: Vec::new(),
         }
     }

@@ -118,6 +118,10 @@ fn write_series(repo: &Path, from: &Path, mut patches: Vec<Patch>) -> Result<()>
         })?;
         same.entry.cover = entry.cover.clone();
     }
+    for new in &mut patches {
+        let same = entries().find(|entry| entry.slug() == new.entry.slug());
+        new.entry.needs = same.and_then(|entry| entry.needs.clone());
+    }
     let files = |patches: &[Patch]| -> BTreeSet<PathBuf> {
         let new = patches.iter().flat_map(|p| p.entry.adds.clone());
         let own = patches.iter().map(Patch::path);

@@ -11,15 +11,19 @@ use crate::host::failure::{fail, Exit};
 use crate::host::sh;
 use crate::series::base::Base;
 use crate::series::git;
-use crate::series::patch::{Part, Selection, Series, DIR};
+use crate::series::patch::{Part, Patch, Series, DIR};
 
 /// Says whom the kernel wants to be asked.
 const GET_MAINTAINER: &str = "scripts/get_maintainer.pl";
+/// A line of a cover letter that names somebody who gets a copy, whatever the kernel says.
+const COPY: &str = "cc: ";
 
 pub struct Thread {
     pub dir: PathBuf,
     pub cover: Option<PathBuf>,
     pub patches: Vec<PathBuf>,
+    /// Who gets a copy because of what the cover letter says.
+    copies: Vec<String>,
 }
 
 /// The patches of all threads, in the order in which they apply.
@@ -39,29 +43,34 @@ pub fn export(cache: &Cache, base: &Base, series: &Series, out: &Path) -> Result
     // In the cache, so that the base's objects are linked and not copied.
     let dir = tempfile::tempdir_in(cache.dir("tree")?)?;
     let clone = dir.path().join("series");
-    git::export(
-        cache,
-        base,
-        series,
-        &Selection::default(),
-        &clone,
-        git::Checkout::Nothing,
-    )?;
-    let ids = sh::capture(sh::git(&clone).args(["rev-list", "--reverse", "base..HEAD"]))?;
-    let mut ids = ids.lines();
-    let parts = series.parts();
-    let mut from = "base";
+    // Each on what it needs and no more, so that its mails say so.
+    let mut lists: Vec<Vec<&Patch>> = Vec::new();
+    let (parts, mut end) = (series.parts(), 0);
+    for part in &parts {
+        let first = end;
+        end += part.patches.len();
+        let needed = series.needed(first..end)?;
+        let wanted = series.patches.iter().zip(needed);
+        lists.push(
+            wanted
+                .filter(|(_, needed)| *needed)
+                .map(|(p, _)| p)
+                .collect(),
+        );
+    }
+    if parts.is_empty() {
+        return Ok(Vec::new());
+    }
+    let checkout = git::Checkout::Nothing;
+    let tips = git::export_lists(cache, base, series, &lists, &clone, checkout)?;
     let mut threads = Vec::new();
-    for (index, part) in parts.iter().enumerate() {
-        let last = part.patches.len().checked_sub(1);
-        let to = last.and_then(|last| ids.nth(last));
-        let to = to.context("a part of the series has no commit")?;
+    for (index, (part, to)) in parts.iter().zip(&tips).enumerate() {
+        let from = format!("{to}~{}", part.patches.len());
         let out = match parts.len() {
             1 => out.to_owned(),
             _ => out.join(format!("{}-{}", index + 1, part.name())),
         };
-        threads.push(format_patch(&clone, &series.repo, part, from, to, &out)?);
-        from = to;
+        threads.push(format_patch(&clone, &series.repo, part, &from, to, &out)?);
     }
     Ok(threads)
 }
@@ -85,8 +94,12 @@ fn format_patch(
     // The cover letter is what git calls a branch's description.
     let branch = part.name();
     sh::capture(sh::git(clone).args(["branch", branch, to]))?;
+    let mut copies = Vec::new();
     if let Some(file) = part.cover {
         let text = cover(&repo.join(DIR).join(file))?;
+        let (cc, text): (Vec<_>, Vec<_>) = text.lines().partition(|line| line.starts_with(COPY));
+        copies.extend(cc.iter().map(|line| line[COPY.len()..].to_owned()));
+        let text = text.join("\n");
         let key = format!("branch.{branch}.description");
         sh::capture(sh::git(clone).args(["config", &key, &text]))?;
         git.args(["--cover-letter", "--cover-from-description=subject"]);
@@ -103,6 +116,7 @@ fn format_patch(
         dir: out.to_owned(),
         cover,
         patches,
+        copies,
     })
 }
 
@@ -126,14 +140,19 @@ fn cover(path: &Path) -> Result<String> {
 }
 
 /// Writes whom a thread is for into `recipients` beside it, as headers: who maintains what it
-/// touches is asked, reviewers and lists get a copy.
+/// touches is asked, reviewers, lists, and those whom the cover letter names get a copy.
 pub fn recipients(base: &Base, thread: &Thread) -> Result<PathBuf> {
     let mut perl = Command::new("perl");
     perl.current_dir(&base.dir)
         .args([GET_MAINTAINER, "--roles", "--norolestats"])
         .args(["--nogit", "--nogit-fallback"])
+        // A word in a message is no reason to write to somebody.
+        .arg("--nokeywords")
         .args(&thread.patches);
-    let said = sh::capture(&mut perl)?;
+    let mut said = sh::capture(&mut perl)?;
+    for copy in &thread.copies {
+        said.push_str(&format!("{copy} (cover letter)\n"));
+    }
     let headers = headers(&said);
     if headers.is_empty() {
         return Err(fail(
@@ -179,16 +198,23 @@ mod tests {
         paths.iter().map(name).collect()
     }
 
-    /// The fixture's series, with cover letters for the patches that are named.
-    fn exported(covers: &[(&str, &str)]) -> (tempfile::TempDir, Result<Vec<Thread>>) {
+    /// The fixture's series, with cover letters for the patches that are named; the last one of these
+    /// needs what is said.
+    fn exported(covers: &[(&str, &str)], needs: &str) -> (tempfile::TempDir, Result<Vec<Thread>>) {
         let (dir, base, repo) = fixture();
         let mut list = fs::read_to_string(repo.join(LIST)).unwrap();
         for (patch, cover) in covers {
             let file = format!("file = \"{patch}\"\n");
             assert!(list.contains(&file), "{list}");
-            list = list.replace(&file, &format!("{file}cover = \"{cover}\"\n"));
-            let text =
-                format!("# mm: {cover}\n\nWhat it is.\n\nWhy it is.\n\nchange-id: 1-{cover}\n");
+            let needs = match covers.last() {
+                Some((last, _)) if last == patch => needs,
+                _ => "[]",
+            };
+            let more = format!("{file}cover = \"{cover}\"\nneeds = {needs}\n");
+            list = list.replace(&file, &more);
+            let text = format!(
+                "# mm: {cover}\n\nWhat it is.\n\nWhy it is.\n\ncc: X <x@y>\nchange-id: 1-{cover}\n"
+            );
             fs::write(repo.join(DIR).join(cover), text).unwrap();
         }
         fs::write(repo.join(LIST), list).unwrap();
@@ -206,7 +232,7 @@ mod tests {
 
     #[test]
     fn mails_are_numbered_threaded_and_unsigned() {
-        let (_dir, threads) = exported(&[("0001-first.patch", "all.md")]);
+        let (_dir, threads) = exported(&[("0001-first.patch", "all.md")], "[]");
         let threads = threads.unwrap();
         let [thread] = &threads[..] else {
             panic!("one thread");
@@ -227,7 +253,8 @@ mod tests {
             cover.contains("\nchange-id: 1-all.md\n") && cover.contains("\nbase-commit: "),
             "{cover}"
         );
-        assert!(!cover.contains("HERE ***"));
+        assert!(!cover.contains("HERE ***") && !cover.contains("cc: "));
+        assert_eq!(thread.copies, ["X <x@y>"]);
         let text = |i: usize| fs::read_to_string(&thread.patches[i]).unwrap();
         assert!(text(1).contains("+//! Ours."), "new files are in the mail");
         for i in 0..3 {
@@ -243,7 +270,7 @@ mod tests {
             ("0001-first.patch", "fixes.md"),
             ("0002-second.patch", "rest.md"),
         ];
-        let (_dir, threads) = exported(&covers);
+        let (_dir, threads) = exported(&covers, "[\"fixes.md\"]");
         let threads = threads.unwrap();
         let dirs: Vec<PathBuf> = threads.iter().map(|thread| thread.dir.clone()).collect();
         assert_eq!(names(&dirs), ["1-fixes", "2-rest"]);
@@ -258,8 +285,22 @@ mod tests {
     }
 
     #[test]
+    fn a_thread_is_made_on_what_it_needs_and_no_more() {
+        // The third patch changes lines next to what the first one brings.
+        let covers = [
+            ("0001-first.patch", "fixes.md"),
+            ("0003-third.patch", "rest.md"),
+        ];
+        assert!(exported(&covers, "[]").1.is_err());
+        let (_dir, threads) = exported(&covers, "[\"fork: first\"]");
+        let cover = fs::read_to_string(threads.unwrap()[1].cover.as_ref().unwrap()).unwrap();
+        let needed = cover.matches("prerequisite-patch-id: ").count();
+        assert_eq!(needed, 1, "{cover}");
+    }
+
+    #[test]
     fn without_cover_letters_there_is_one_thread() {
-        let (_dir, threads) = exported(&[]);
+        let (_dir, threads) = exported(&[], "");
         let threads = threads.unwrap();
         assert_eq!((threads.len(), patches(&threads).len()), (1, 3));
         assert!(threads[0].cover.is_none());

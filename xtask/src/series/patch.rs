@@ -84,7 +84,7 @@ impl Series {
             fail(
                 Exit::Patch,
                 what,
-                "each [[patch]] has `file`, and may have `cover` and `adds`",
+                "each [[patch]] has `file`, and may have `cover`, `needs` and `adds`",
             )
         })?;
         let mut patches = Vec::new();
@@ -108,7 +108,9 @@ impl Series {
         Ok(format!(
             "# The series, in order. `adds` are the new files of a patch; each stands in this\n\
              # repository at its final path, and is in exactly one patch. With a `cover` begins\n\
-             # what is mailed as a thread of its own.\n\n{list}"
+             # what is mailed as a thread of its own. `needs` is what a patch needs besides the\n\
+             # base: all patches of a cover, or the one with that subject. Without `needs`, it\n\
+             # needs those before it in its thread, and what the first one of these needs.\n\n{list}"
         ))
     }
 
@@ -123,6 +125,57 @@ impl Series {
             rest = others;
         }
         parts
+    }
+
+    /// Whether each patch must be there before one of `wanted` can be applied, `wanted` included.
+    pub fn needed(&self, wanted: std::ops::Range<usize>) -> Result<Vec<bool>> {
+        let mut needed = vec![false; self.patches.len()];
+        needed[wanted.clone()].fill(true);
+        // What is needed comes before, so that once through from the end finds it all.
+        for index in (0..wanted.end).rev() {
+            if needed[index] {
+                for others in self.needs(index)? {
+                    needed[others].fill(true);
+                }
+            }
+        }
+        Ok(needed)
+    }
+
+    /// What a patch says that it needs, which comes before it.
+    fn needs(&self, index: usize) -> Result<Vec<std::ops::Range<usize>>> {
+        let patch = &self.patches[index];
+        let starts = |i: &usize| *i == 0 || self.patches[*i].entry.cover.is_some();
+        let first = (0..=index).rev().find(starts).unwrap_or(0);
+        let mut found = Vec::new();
+        let names = match &patch.entry.needs {
+            Some(names) => names.as_slice(),
+            None => {
+                found.push(first..index);
+                self.patches[first].entry.needs.as_deref().unwrap_or(&[])
+            }
+        };
+        for name in names {
+            let is_it = |p: &Patch| p.entry.cover.as_ref() == Some(name) || p.subject == *name;
+            let start = self.patches[..index].iter().position(is_it);
+            let start = start.ok_or_else(|| {
+                let path = patch.path();
+                fail(
+                    Exit::Patch,
+                    format!(
+                        "{} needs \"{name}\", which is not before it",
+                        path.display()
+                    ),
+                    format!("name a cover letter or a subject in {LIST}"),
+                )
+            })?;
+            let last = match self.patches[start].entry.cover.as_ref() == Some(name) {
+                true => (start + 1..index).find(starts).unwrap_or(index),
+                false => start + 1,
+            };
+            found.push(start..last);
+        }
+        Ok(found)
     }
 
     /// The patches that are meant, in order.
