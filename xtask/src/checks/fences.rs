@@ -1,5 +1,7 @@
-//! The fences that `tidy` finds by reading lines: where `unsafe` may stand, and that a barrier names its partner.
+//! The fences that `tidy` finds by reading lines: where `unsafe` may stand, that a barrier names its partner, and
+//! which way data flows in the host side.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
@@ -135,6 +137,55 @@ pub fn unpaired_barriers(text: &Text) -> Vec<String> {
     messages
 }
 
+/// The rooms of xtask/src; a file imports only from its own and from those before it.
+const ROOMS: [&str; 8] = [
+    "host", "results", "series", "kernel", "guest", "bench", "checks", "report",
+];
+
+static IMPORT: LazyLock<Regex> =
+    LazyLock::new(|| Regex::new(r"\bcrate::(\w+)::\{?([\w, ]+)").expect("valid"));
+
+/// Imports of a later room, or of a file of the same room that imports it, in files `room/name.rs`.
+pub fn upward_imports(files: &[(PathBuf, String)]) -> Vec<String> {
+    let name = |path: &Path| path.with_extension("").to_string_lossy().into_owned();
+    let imports = |text: &str| -> BTreeSet<String> {
+        // Tests may look anywhere.
+        let text = text.split("#[cfg(test)]").next().unwrap_or_default();
+        let found = IMPORT.captures_iter(text);
+        let names = found.flat_map(|found| {
+            let (room, files) = (found[1].to_owned(), found[2].to_owned());
+            let files: Vec<String> = files
+                .split(", ")
+                .map(|file| format!("{room}/{file}"))
+                .collect();
+            files
+        });
+        names.collect()
+    };
+    let all: BTreeMap<String, BTreeSet<String>> = files
+        .iter()
+        .map(|(path, text)| (name(path), imports(text)))
+        .collect();
+    let place = |name: &str| {
+        ROOMS
+            .iter()
+            .position(|room| name.split('/').next() == Some(room))
+    };
+    let mut messages = Vec::new();
+    for (file, imports) in &all {
+        for other in imports {
+            let upward = place(file).is_some() && place(other) > place(file);
+            let circle = file != other && all.get(other).is_some_and(|back| back.contains(file));
+            if upward || circle {
+                messages.push(format!(
+                    "xtask/src/{file}.rs:1: imports {other}, against the flow"
+                ));
+            }
+        }
+    }
+    messages
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -203,5 +254,19 @@ mod tests {
             messages[0].starts_with("patches/0001-a.patch:10: "),
             "{messages:?}"
         );
+    }
+
+    #[test]
+    fn imports_go_one_way() {
+        let found = |name: &str, text: &str| {
+            let other = "use crate::host::sh;\nuse crate::guest::ktap::x;\n";
+            let files = [("guest/console.rs", other), (name, text)];
+            upward_imports(&files.map(|(name, text)| (name.into(), text.into())))
+        };
+        assert!(found("guest/ktap.rs", "use crate::host::{arch, sh};").is_empty());
+        assert_eq!(found("guest/ktap.rs", "use crate::bench::run;").len(), 1);
+        let circle = found("guest/ktap.rs", "use crate::guest::console::Report;");
+        assert_eq!(circle.len(), 2, "{circle:?}");
+        assert!(found("guest/ktap.rs", "#[cfg(test)]\nuse crate::bench::run;").is_empty());
     }
 }

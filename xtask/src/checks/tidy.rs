@@ -9,7 +9,7 @@ use std::sync::LazyLock;
 use anyhow::{ensure, Context, Result};
 use regex::Regex;
 
-use crate::checks::fences::{unpaired_barriers, unsafe_outside_rooms, Text};
+use crate::checks::fences::{unpaired_barriers, unsafe_outside_rooms, upward_imports, Text};
 use crate::checks::mutants::{self, Mutant};
 use crate::host::failure::{fail, Exit};
 use crate::host::{install, tools};
@@ -35,13 +35,14 @@ struct Tidy<'a> {
 
 type Check = fn(&Tidy<'_>) -> Result<Vec<String>>;
 
-const CHECKS: [(&str, Check); 11] = [
+const CHECKS: [(&str, Check); 12] = [
     ("unsafe and bindings stay in their rooms", unsafe_rooms),
     ("every new file is in exactly one patch", files_in_patches),
     ("hunks touch the base tree only", hunks),
     ("every mutant applies to the patched tree", mutants_apply),
     ("every .rs begins with what it is", module_docs),
     ("every barrier names its partner", barriers),
+    ("imports of the host side go one way", imports),
     ("rustfmt", rustfmt),
     ("checkpatch --strict", checkpatch),
     ("kernel-doc -Werror", kernel_doc),
@@ -126,6 +127,14 @@ fn unsafe_rooms(tidy: &Tidy<'_>) -> Result<Vec<String>> {
 fn barriers(tidy: &Tidy<'_>) -> Result<Vec<String>> {
     let texts = tidy.texts()?;
     Ok(texts.iter().flat_map(unpaired_barriers).collect())
+}
+
+fn imports(tidy: &Tidy<'_>) -> Result<Vec<String>> {
+    let rooms = tidy.files.iter().filter_map(|path| {
+        let room = path.strip_prefix("xtask/src").ok()?;
+        Some(tidy.read(path).map(|text| (room.to_owned(), text)))
+    });
+    Ok(upward_imports(&rooms.collect::<Result<Vec<_>>>()?))
 }
 
 fn files_in_patches(tidy: &Tidy<'_>) -> Result<Vec<String>> {

@@ -217,13 +217,7 @@ pub fn export_lists(
     out: &Path,
     checkout: Checkout,
 ) -> Result<Vec<String>> {
-    if out.exists() && fs::read_dir(out).map_or(true, |mut dir| dir.next().is_some()) {
-        return Err(fail(
-            Exit::Usage,
-            format!("{} exists and is not an empty folder", out.display()),
-            "name a folder that is not there yet",
-        ));
-    }
+    must_be_new(out)?;
     cache.lock(Part::Git)?;
     cache.need_space(3, "a kernel tree with its git objects")?;
     let git_dir = repository(cache, base)?;
@@ -270,6 +264,18 @@ pub fn export_lists(
     }
     fs::rename(&part, out).with_context(|| format!("creating {}", out.display()))?;
     Ok(tips)
+}
+
+/// An error if something is there that could be lost.
+pub fn must_be_new(out: &Path) -> Result<()> {
+    if out.exists() && fs::read_dir(out).map_or(true, |mut dir| dir.next().is_some()) {
+        return Err(fail(
+            Exit::Usage,
+            format!("{} exists and is not an empty folder", out.display()),
+            "name a folder that is not there yet",
+        ));
+    }
+    Ok(())
 }
 
 fn base_ref(base: &Base) -> String {
@@ -453,63 +459,6 @@ pub mod tests {
                 .contains("first"),
             "the base stays as it was"
         );
-    }
-
-    #[test]
-    fn a_part_of_the_series_has_its_own_tree() {
-        let (dir, base, repo) = fixture();
-        let cache = Cache::at(dir.path().join("cache")).unwrap();
-        let series = Series::load(&repo).unwrap();
-        let part = Selection {
-            upto: None,
-            skip: vec!["0003".into()],
-        };
-        let base = base_at(&base);
-        let whole = patched(&cache, &base, &series, &Selection::default()).unwrap();
-        let part = patched(&cache, &base, &series, &part).unwrap();
-        assert_ne!(whole, part);
-        assert!(!fs::read_to_string(part.join("kernel/fork.c"))
-            .unwrap()
-            .contains("third"));
-        assert!(fs::read_to_string(whole.join("kernel/fork.c"))
-            .unwrap()
-            .contains("third"));
-    }
-
-    #[test]
-    fn a_stepped_tree_is_one_of_its_own_and_only_what_changes_is_written() {
-        let (dir, base, repo) = fixture();
-        let cache = Cache::at(dir.path().join("cache")).unwrap();
-        let (base, series) = (base_at(&base), Series::load(&repo).unwrap());
-        let whole = patched(&cache, &base, &series, &Selection::default()).unwrap();
-        let before = snapshot(&whole).unwrap();
-        let patches: Vec<&Patch> = series.patches.iter().collect();
-        let mut changes = Changes::new();
-        let mut seen = Vec::new();
-        for step in assemble(&base.dir, &repo, &patches, false).unwrap() {
-            changes.extend(step.changes);
-            let tree = stepped(&cache, &base, &changes).unwrap();
-            let fork = tree.join("kernel/fork.c");
-            let text = fs::read_to_string(&fork).unwrap();
-            let ours = tree.join("mm/lazy_tlb/lazy_tlb.rs").exists();
-            seen.push((text.contains("first"), ours, text.contains("third")));
-            if seen.len() == 2 {
-                // The second patch leaves the first one's file alone, and so does going there.
-                let first = fs::metadata(&fork).unwrap().modified().unwrap();
-                stepped(&cache, &base, &changes).unwrap();
-                assert_eq!(fs::metadata(&fork).unwrap().modified().unwrap(), first);
-            }
-            assert_ne!(tree, whole);
-        }
-        assert_eq!(
-            seen,
-            [
-                (true, false, false),
-                (true, true, false),
-                (true, true, true)
-            ]
-        );
-        assert_eq!(snapshot(&whole).unwrap(), before);
     }
 
     #[test]

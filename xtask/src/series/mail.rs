@@ -33,13 +33,7 @@ pub fn patches(threads: &[Thread]) -> Vec<&PathBuf> {
 
 /// Writes the mails into `out`; if there are several threads, into a folder each.
 pub fn export(cache: &Cache, base: &Base, series: &Series, out: &Path) -> Result<Vec<Thread>> {
-    if out.exists() && fs::read_dir(out).map_or(true, |mut dir| dir.next().is_some()) {
-        return Err(fail(
-            Exit::Usage,
-            format!("{} exists and is not an empty folder", out.display()),
-            "name a folder that is not there yet",
-        ));
-    }
+    git::must_be_new(out)?;
     // In the cache, so that the base's objects are linked and not copied.
     let dir = tempfile::tempdir_in(cache.dir("tree")?)?;
     let clone = dir.path().join("series");

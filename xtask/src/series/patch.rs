@@ -395,6 +395,8 @@ pub mod tests {
         assert!(series.select(&skip(&["0009"])).is_err());
         assert!(series.select(&skip(&[""])).is_err());
         assert_eq!(skip(&["0002", "0003"]).suffix(), "-skip0002+0003");
+        assert_eq!(series.select(&Selection::first(2)).unwrap().len(), 2);
+        assert!(series.select(&Selection::first(4)).is_err());
     }
 
     #[test]
@@ -413,15 +415,6 @@ pub mod tests {
             assert!(ours.symbols().contains(symbol), "{symbol}");
         }
         assert!(!ours.symbols().contains("RUST"));
-    }
-
-    #[test]
-    fn upto_is_a_prefix() {
-        let (_dir, _base, repo) = fixture();
-        let series = Series::load(&repo).unwrap();
-        let upto = |n| Selection::first(n);
-        assert_eq!(series.select(&upto(2)).unwrap().len(), 2);
-        assert!(series.select(&upto(4)).is_err());
     }
 
     #[test]
