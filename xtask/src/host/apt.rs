@@ -93,7 +93,7 @@ impl Suites {
 
     /// The newest version of a binary package on offer.
     pub fn newest(&self, package: &str) -> Option<String> {
-        self.binary_versions(package, "").ok()?.into_iter().next()
+        self.versions(package, "").into_iter().next()
     }
 
     /// Installs packages from the last of these suites, where it has them.
@@ -110,23 +110,12 @@ impl Suites {
         command
     }
 
-    /// Versions of a source package on offer that start with `prefix`, newest first.
-    pub fn source_versions(&self, package: &str, prefix: &str) -> Result<Vec<String>> {
-        let mut apt = self.command("apt-cache");
-        let text = sh::capture(apt.args(["showsrc", "--only-source", package])).unwrap_or_default();
-        newest_first(
-            text.lines().filter_map(|l| l.strip_prefix("Version: ")),
-            prefix,
-        )
-    }
-
-    /// Versions of a binary package on offer that start with `prefix`, newest first.
-    pub fn binary_versions(&self, package: &str, prefix: &str) -> Result<Vec<String>> {
+    /// Versions of a package on offer, source or binary, that start with `prefix`, newest first.
+    pub fn versions(&self, package: &str, prefix: &str) -> Vec<String> {
         let mut apt = self.command("apt-cache");
         let text = sh::capture(apt.args(["madison", package])).unwrap_or_default();
-        let version = |line: &'_ str| line.split('|').nth(1).map(|v| v.trim().to_owned());
-        let versions: Vec<String> = text.lines().filter_map(version).collect();
-        newest_first(versions.iter().map(String::as_str), prefix)
+        let versions = text.lines().filter_map(|line| line.split('|').nth(1));
+        newest_first(versions.map(str::trim), prefix)
     }
 
     /// Downloads with `apt-get ARGS` into `dir`, which appears only when all of it is there.
@@ -155,14 +144,14 @@ impl Suites {
     }
 }
 
-fn newest_first<'a>(versions: impl Iterator<Item = &'a str>, prefix: &str) -> Result<Vec<String>> {
+fn newest_first<'a>(versions: impl Iterator<Item = &'a str>, prefix: &str) -> Vec<String> {
     let mut found: Vec<String> = versions
         .filter(|v| v.starts_with(prefix))
         .map(str::to_owned)
         .collect();
     found.sort_by_key(|version| std::cmp::Reverse(version_key(version)));
     found.dedup();
-    Ok(found)
+    found
 }
 
 /// Numbers as numbers; enough to order Debian's versions of one package.
@@ -280,7 +269,7 @@ mod tests {
             "7.3.10-1~bpo13+1",
         ];
         assert_eq!(
-            newest_first(versions.into_iter(), "7.3.").unwrap(),
+            newest_first(versions.into_iter(), "7.3."),
             ["7.3.10-1~bpo13+1", "7.3.4-1~bpo13+1"]
         );
     }

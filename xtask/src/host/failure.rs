@@ -81,27 +81,14 @@ pub fn classify(error: anyhow::Error) -> (Exit, anyhow::Error) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use anyhow::Context;
 
     #[test]
-    fn the_exit_code_survives_context() {
-        let error = Err::<(), _>(fail(Exit::Patch, "a", "b"))
-            .context("applying")
-            .unwrap_err();
-        assert_eq!(classify(error).0, Exit::Patch);
-    }
-
-    #[test]
-    fn a_full_disk_names_the_cache_variable() {
-        let io = std::io::Error::from(std::io::ErrorKind::StorageFull);
-        let error = Err::<(), _>(io).context("writing bzImage").unwrap_err();
-        let (exit, error) = classify(error);
+    fn the_exit_code_survives_context_and_a_full_disk_is_found() {
+        let of = |error: anyhow::Error| classify(error.context("writing bzImage"));
+        assert_eq!(of(fail(Exit::Patch, "a", "b")).0, Exit::Patch);
+        assert_eq!(of(anyhow::anyhow!("bug")).0, Exit::Internal);
+        let (exit, error) = of(std::io::Error::from(std::io::ErrorKind::StorageFull).into());
         assert_eq!(exit, Exit::Environment);
         assert!(format!("{error:#}").contains("XDG_CACHE_HOME"));
-    }
-
-    #[test]
-    fn anything_else_is_internal() {
-        assert_eq!(classify(anyhow::anyhow!("bug")).0, Exit::Internal);
     }
 }

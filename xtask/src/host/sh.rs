@@ -133,10 +133,6 @@ impl Progress {
             self.label, self.done, self.total
         )
     }
-
-    pub fn done(&self) -> u64 {
-        self.done
-    }
 }
 
 impl Drop for Progress {

@@ -15,7 +15,7 @@ use crate::host::tools::Tools;
 use crate::series::base::Origin;
 use crate::series::patch::Patch;
 
-/// kbuild's lines in a first build, until one was counted here.
+/// About how many lines kbuild prints in a first build.
 const LINES: u64 = 1100;
 
 /// The variants, which are the fragments in `configs/variants/`.
@@ -242,27 +242,18 @@ impl<'a> Build<'a> {
     }
 
     pub fn targets(&self, targets: &[&str]) -> Result<()> {
-        let counted = self.out.join(format!("xtask-lines-{}", targets.len()));
-        let before = fs::read_to_string(&counted)
-            .ok()
-            .and_then(|n| n.trim().parse().ok());
         let mut make = self.make();
         let jobs = std::thread::available_parallelism().map_or(1, |n| n.get());
         make.arg(format!("-j{jobs}")).args(targets);
         let label = format!("kbuild {} {}", self.arch.name, self.variant);
-        let mut progress = Progress::counted(&label, before.unwrap_or(LINES));
+        let mut progress = Progress::counted(&label, LINES);
         let log = self.out.join("build.log");
         let remedy = "the first `error:` in the log says what is wrong";
         sh::logged(&make, &log, Exit::Build, remedy, |line| {
             if is_build_line(line) {
                 progress.tick(line.trim());
             }
-        })?;
-        let done = progress.done();
-        if before.is_none_or(|before: u64| before < done) {
-            sh::write_whole(&counted, done.to_string().as_bytes())?;
-        }
-        Ok(())
+        })
     }
 }
 

@@ -177,7 +177,7 @@ impl Offer {
                 spec: format!("{package}={version}"),
             })
         };
-        let sources = apt.source_versions("linux", "")?;
+        let sources = apt.versions("linux", "");
         let mut offers: Vec<Self> = sources
             .iter()
             .filter_map(|version| offer(Origin::Upstream, "linux", version))
@@ -189,7 +189,7 @@ impl Offer {
         releases.dedup();
         for release in releases {
             let package = format!("linux-source-{release}");
-            let versions = apt.binary_versions(&package, &format!("{release}."))?;
+            let versions = apt.versions(&package, &format!("{release}."));
             let debian = versions
                 .iter()
                 .filter_map(|version| offer(Origin::Debian, &package, version));
