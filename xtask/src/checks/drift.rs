@@ -7,7 +7,6 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use anyhow::{ensure, Context, Result};
 use clap::Args;
@@ -19,7 +18,7 @@ use crate::host::sh;
 use crate::kernel::workshop::Project;
 use crate::results::case::{Case, Recorder};
 use crate::series::base::{self, Base, Offer, Origin};
-use crate::series::git::{self, Checkout};
+use crate::series::git::{self, Checkout, Commits};
 use crate::series::patch::{explain, Patch, Selection, Series};
 
 const OLDEST: &str = "7.2";
@@ -184,68 +183,64 @@ fn small(base: &Base, series: &Series, dir: &Path) -> Result<Base> {
     })
 }
 
-/// A git tree of what the series touches, with a commit for each patch.
-fn commits(cache: &Cache, base: &Base, series: &Series, dir: &Path) -> Result<PathBuf> {
-    let small = small(base, series, &dir.join("files"))?;
-    let tree = dir.join("tree");
-    let all = Selection::default();
-    git::export(cache, &small, series, &all, &tree, Checkout::Nothing)?;
-    Ok(tree)
+/// A commit for each patch, on what the series touches of its own base; they are in the cache's repository.
+fn commits(cache: &Cache, base: &Base, series: &Series, dir: &Path) -> Result<Vec<String>> {
+    let small = small(base, series, dir)?;
+    let all = [series.select(&Selection::default())?];
+    let made = Commits::make(cache, &small, series, &all)?;
+    let range = format!("{}..{}", made.base, made.tips[0]);
+    let ids = sh::capture(sh::git(&made.repository).args(["rev-list", "--reverse", &range]))?;
+    Ok(ids.lines().map(str::to_owned).collect())
 }
 
 /// Tries the patches on a kernel, a case for each; what became of them is written into `out`.
 fn attempt(
     cache: &Cache,
     series: &Series,
-    own: &Path,
+    own: &[String],
     base: &Base,
     dir: &Path,
     out: Option<&Path>,
 ) -> Result<Vec<Case>> {
     let small = small(base, series, &dir.join("files"))?;
-    let none = Selection::first(0);
     let tree = dir.join("tree");
-    git::export(cache, &small, series, &none, &tree, Checkout::All)?;
-    sh::capture(git(&tree).args(["fetch", "--quiet"]).arg(own).arg("HEAD"))?;
-    let range = ["rev-list", "--reverse", "--first-parent"];
-    let count = format!("-n{}", series.patches.len());
-    let ids = sh::capture(git(&tree).args(range).args([&count, "FETCH_HEAD"]))?;
-    let ids: Vec<&str> = ids.lines().collect();
-    ensure!(ids.len() == series.patches.len(), "a patch has no commit");
+    // With all objects of the cache's repository.
+    git::export(
+        cache,
+        &small,
+        series,
+        &Selection::first(0),
+        &tree,
+        Checkout::All,
+    )?;
+    ensure!(own.len() == series.patches.len(), "a patch has no commit");
     // A kernel from before the series' own release need not take it.
     let is_new = version_key(&base.version) >= version_key(base::SERIES);
-    let tried = series.patches.iter().zip(ids);
+    let tried = series.patches.iter().zip(own);
     let cases = tried
         .map(|(patch, id)| one(&tree, patch, id, is_new))
         .collect::<Result<Vec<_>>>()?;
     if let Some(out) = out {
         fs::create_dir_all(out).with_context(|| format!("creating {}", out.display()))?;
-        let mut git = git(&tree);
+        let mut git = sh::git(&tree);
         git.args(["format-patch", "--quiet", "--no-signature", "-o"]);
         sh::capture(git.arg(out.canonicalize()?).arg("base..HEAD"))?;
     }
     Ok(cases)
 }
 
-fn git(tree: &Path) -> Command {
-    let mut git = sh::git(tree);
-    git.env("GIT_COMMITTER_NAME", "xtask");
-    git.env("GIT_COMMITTER_EMAIL", "xtask@localhost");
-    git
-}
-
 /// Applies a patch as well as git can: as it is, merged, or without the hunks that conflict.
 fn one(tree: &Path, patch: &Patch, id: &str, is_new: bool) -> Result<Case> {
     let name = patch.entry.file.as_str();
-    let diff = sh::capture(git(tree).args(["show", "--format=", "--binary", id]))?;
+    let diff = sh::capture(sh::git(tree).args(["show", "--format=", "--binary", id]))?;
     let scratch = tempfile::NamedTempFile::new()?;
     fs::write(&scratch, diff)?;
-    let check = git(tree)
+    let check = sh::git(tree)
         .args(["apply", "--check"])
         .arg(scratch.path())
         .output();
     let check = check.context("failed to run git")?;
-    let pick = |words: &[&str]| sh::capture(git(tree).arg("cherry-pick").args(words));
+    let pick = |words: &[&str]| sh::capture(sh::git(tree).arg("cherry-pick").args(words));
     if pick(&["--allow-empty", "--keep-redundant-commits", id]).is_ok() {
         let detail = match check.status.success() {
             true => String::new(),
@@ -260,7 +255,7 @@ fn one(tree: &Path, patch: &Patch, id: &str, is_new: bool) -> Result<Case> {
         });
     }
     let mut detail = explain(patch, &String::from_utf8_lossy(&check.stderr));
-    let unmerged = || sh::capture(git(tree).args(["diff", "--name-only", "--diff-filter=U"]));
+    let unmerged = || sh::capture(sh::git(tree).args(["diff", "--name-only", "--diff-filter=U"]));
     for path in unmerged()?.lines() {
         detail.push_str(&format!("\n  left out: what conflicts in {path}"));
     }
@@ -276,11 +271,11 @@ fn one(tree: &Path, patch: &Patch, id: &str, is_new: bool) -> Result<Case> {
     {
         // The kernel has no such file, or has one that the patch brings.
         for path in unmerged()?.lines() {
-            let ours = sh::capture(git(tree).args(["checkout", "--ours", "--", path]));
+            let ours = sh::capture(sh::git(tree).args(["checkout", "--ours", "--", path]));
             let word = if ours.is_ok() { "add" } else { "rm" };
-            sh::capture(git(tree).args([word, "--", path]))?;
+            sh::capture(sh::git(tree).args([word, "--", path]))?;
         }
-        sh::capture(git(tree).args(["commit", "--allow-empty", "--no-edit", "--quiet"]))?;
+        sh::capture(sh::git(tree).args(["commit", "--allow-empty", "--no-edit", "--quiet"]))?;
     }
     Ok(match is_new {
         true => Case::failed(name, detail),

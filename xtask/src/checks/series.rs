@@ -10,7 +10,7 @@ use crate::host::failure::Exit;
 use crate::host::sh;
 use crate::kernel::workshop::{Project, Workshop};
 use crate::results::case::Case;
-use crate::series::git;
+use crate::series::git::{self, Commits};
 use crate::series::mail;
 use crate::series::patch::{assemble, Patch, Selection, Series};
 use crate::series::user;
@@ -42,15 +42,8 @@ pub fn cases(project: &Project, shop: &Workshop<'_>) -> Result<Vec<Case>> {
 
     cases.extend(apart(&shop.base.dir, &shop.series));
 
-    let whole = dir.path().join("whole");
-    git::export(
-        cache,
-        &shop.base,
-        &shop.series,
-        &Selection::default(),
-        &whole,
-        git::Checkout::Nothing,
-    )?;
+    let all = [shop.series.select(&Selection::default())?];
+    let whole = Commits::make(cache, &shop.base, &shop.series, &all)?;
     let pristine = dir.path().join("pristine");
     let none = Selection::first(0);
     git::export(
@@ -68,8 +61,12 @@ pub fn cases(project: &Project, shop: &Workshop<'_>) -> Result<Vec<Case>> {
             .flat_map(|thread| thread.cover.iter().chain(&thread.patches))
             .collect();
         git_am(&pristine, &mails, &dir.path().join("am.log")).and_then(|()| {
-            let hash = |dir: &Path| sh::capture(sh::git(dir).args(["rev-parse", "HEAD^{tree}"]));
-            let (mailed, built) = (hash(&pristine)?, hash(&whole)?);
+            let hash = |dir: &Path, commit: &str| {
+                let tree = format!("{commit}^{{tree}}");
+                sh::capture(sh::git(dir).args(["rev-parse", &tree]))
+            };
+            let mailed = hash(&pristine, "HEAD")?;
+            let built = hash(&whole.repository, &whole.tips[0])?;
             anyhow::ensure!(
                 mailed == built,
                 "git am gives {mailed}, `tree` gives {built}"
@@ -129,13 +126,7 @@ fn apart(base: &Path, series: &Series) -> Vec<Case> {
 /// Each patch applies to the base with what it needs and nothing else.
 fn alone(base: &Path, series: &Series) -> Result<()> {
     for index in 0..series.patches.len() {
-        let needed = series.needed(index..index + 1)?;
-        let wanted = series
-            .patches
-            .iter()
-            .zip(needed)
-            .filter(|(_, needed)| *needed);
-        let wanted: Vec<&Patch> = wanted.map(|(patch, _)| patch).collect();
+        let wanted = series.with_needs(index..index + 1)?;
         let subject = &series.patches[index].subject;
         assemble(base, &series.repo, &wanted, false)
             .map_err(|error| error.context(format!("\"{subject}\" on what it needs")))?;
@@ -168,8 +159,6 @@ fn orders(base: &Path, series: &Series) -> Result<()> {
 
 fn git_am(dir: &Path, mails: &[&PathBuf], log: &Path) -> Result<()> {
     let mut git = sh::git(dir);
-    git.env("GIT_COMMITTER_NAME", "xtask")
-        .env("GIT_COMMITTER_EMAIL", "xtask@localhost");
     // Cover letters have no patch.
     git.args(["am", "--quiet", "--empty=drop"]).args(mails);
     sh::logged(

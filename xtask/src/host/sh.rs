@@ -17,6 +17,9 @@ const TAIL_LINES: usize = 30;
 /// How often progress is printed where no bar can be drawn.
 const QUIET_PERIOD: Duration = Duration::from_secs(30);
 
+/// Who the commits are by that are made here.
+pub const IDENTITY: (&str, &str) = ("Lazy TLB", "lazy-tlb@localhost");
+
 /// The command as a person would type it.
 pub fn shown(command: &Command) -> String {
     let mut words = Vec::new();
@@ -73,6 +76,11 @@ pub fn git(dir: &Path) -> Command {
     git.env("GIT_CONFIG_GLOBAL", "/dev/null")
         .env("GIT_CONFIG_NOSYSTEM", "1")
         .env("LC_ALL", "C");
+    // What it commits is by nobody in particular.
+    for name in ["GIT_AUTHOR", "GIT_COMMITTER"] {
+        git.env(format!("{name}_NAME"), IDENTITY.0);
+        git.env(format!("{name}_EMAIL"), IDENTITY.1);
+    }
     for name in ["GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX"] {
         git.env_remove(name);
     }

@@ -19,8 +19,6 @@ use crate::series::patch::{
     assemble, changed, on_top, Changes, Content, Patch, Selection, Series, Step,
 };
 
-/// Who the generated commits are by: nobody in particular.
-pub const IDENTITY: &str = "Lazy TLB <lazy-tlb@localhost>";
 /// 2026-01-01; a fixed date makes commit ids reproducible.
 const EPOCH: u64 = 1_767_225_600;
 /// Roughly how many files a kernel tree has, for progress.
@@ -186,9 +184,39 @@ pub fn touched(from: &Path, series: &Series, to: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Commits for lists of patches, each on the base.
+pub struct Commits {
+    /// The repository that has them, in the cache.
+    pub repository: PathBuf,
+    pub base: String,
+    /// The last one of each list.
+    pub tips: Vec<String>,
+}
+
+impl Commits {
+    pub fn make(
+        cache: &Cache,
+        base: &Base,
+        series: &Series,
+        lists: &[Vec<&Patch>],
+    ) -> Result<Self> {
+        cache.lock(Part::Git)?;
+        cache.need_space(3, "a kernel tree with its git objects")?;
+        let repository = repository(cache, base)?;
+        let commit = |patches: &Vec<&Patch>| {
+            let steps = assemble(&base.dir, &series.repo, patches, false)?;
+            commit(&repository, base, &steps)
+        };
+        Ok(Commits {
+            tips: lists.iter().map(commit).collect::<Result<_>>()?,
+            base: base_commit(&repository, base)?,
+            repository,
+        })
+    }
+}
+
 /// Which files of an exported tree are checked out.
 pub enum Checkout {
-    Nothing,
     /// Only what the series touches.
     Touched,
     All,
@@ -203,30 +231,14 @@ pub fn export(
     out: &Path,
     checkout: Checkout,
 ) -> Result<()> {
-    let patches = series.select(selection)?;
-    export_lists(cache, base, series, &[patches], out, checkout).map(|_| ())
-}
-
-/// The same with commits for several lists of patches, each on the base; returns the last commit of
-/// each. The branch is at the last list.
-pub fn export_lists(
-    cache: &Cache,
-    base: &Base,
-    series: &Series,
-    lists: &[Vec<&Patch>],
-    out: &Path,
-    checkout: Checkout,
-) -> Result<Vec<String>> {
     must_be_new(out)?;
-    cache.lock(Part::Git)?;
-    cache.need_space(3, "a kernel tree with its git objects")?;
-    let git_dir = repository(cache, base)?;
-    let mut tips = Vec::new();
-    for patches in lists {
-        let steps = assemble(&base.dir, &series.repo, patches, false)?;
-        tips.push(commit(&git_dir, base, &steps)?);
-    }
-    let tip = tips.last().context("no list of patches")?;
+    let patches = series.select(selection)?;
+    println!(
+        "putting {} patches on Linux {}",
+        patches.len(),
+        base.version
+    );
+    let commits = Commits::make(cache, base, series, &[patches])?;
 
     // Made under another name, so that an interrupted run leaves no half tree at `out`.
     let mut part = out.as_os_str().to_owned();
@@ -238,12 +250,12 @@ pub fn export_lists(
     let mut clone = sh::git(Path::new("."));
     clone.args(["clone", "--quiet", "--local", "--no-tags", "--no-checkout"]);
     clone.args(["-c", "gc.auto=0", "--branch", BRANCH]);
-    clone.arg(&git_dir).arg(&part);
+    clone.arg(&commits.repository).arg(&part);
     sh::announce(&clone);
     sh::capture(&mut clone)?;
     let git = |args: &[&str]| sh::capture(sh::git(&part).args(args));
     git(&["remote", "remove", "origin"])?;
-    git(&["tag", "base", &base_commit(&git_dir, base)?])?;
+    git(&["tag", "base", &commits.base])?;
     if let Checkout::Touched = checkout {
         let changed = series
             .patches
@@ -254,16 +266,11 @@ pub fn export_lists(
         sparse.extend(patterns.iter().map(String::as_str));
         git(&sparse)?;
     }
-    if !matches!(checkout, Checkout::Nothing) {
-        let count = lists.last().map_or(0, Vec::len);
-        println!("checking out {count} patches on Linux {}", base.version);
-        git(&["checkout", "--quiet", tip, "-B", BRANCH])?;
-    }
+    git(&["checkout", "--quiet", BRANCH])?;
     if out.exists() {
         fs::remove_dir(out)?;
     }
-    fs::rename(&part, out).with_context(|| format!("creating {}", out.display()))?;
-    Ok(tips)
+    fs::rename(&part, out).with_context(|| format!("creating {}", out.display()))
 }
 
 /// An error if something is there that could be lost.
@@ -303,7 +310,7 @@ fn repository(cache: &Cache, base: &Base) -> Result<PathBuf> {
     let mut progress = Progress::counted("files", FILES);
     fast_import(&git_dir, |to| {
         writeln!(to, "commit {}", base_ref(base))?;
-        writeln!(to, "committer {IDENTITY} {EPOCH} +0000")?;
+        writeln!(to, "committer {} {EPOCH} +0000", identity())?;
         data(to, b"base\n")?;
         for path in files_of(&base.dir)? {
             let source = base.dir.join(&path);
@@ -334,8 +341,8 @@ fn commit(git_dir: &Path, base: &Base, steps: &[Step<'_>]) -> Result<String> {
         for (index, step) in steps.iter().enumerate() {
             let date = EPOCH + 1 + index as u64;
             writeln!(to, "commit {branch}")?;
-            writeln!(to, "author {IDENTITY} {date} +0000")?;
-            writeln!(to, "committer {IDENTITY} {date} +0000")?;
+            writeln!(to, "author {} {date} +0000", identity())?;
+            writeln!(to, "committer {} {date} +0000", identity())?;
             let message = format!("{}\n\n{}\n", step.patch.subject, step.patch.body);
             data(to, message.as_bytes())?;
             for (path, content) in &step.changes {
@@ -350,6 +357,11 @@ fn commit(git_dir: &Path, base: &Base, steps: &[Step<'_>]) -> Result<String> {
     Ok(sh::capture(sh::git(git_dir).args(["rev-parse", &branch]))?
         .trim()
         .to_owned())
+}
+
+fn identity() -> String {
+    let (name, address) = sh::IDENTITY;
+    format!("{name} <{address}>")
 }
 
 fn fast_import(git_dir: &Path, write: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {

@@ -212,7 +212,6 @@ mod tests {
         .unwrap();
         fs::write(tree.join("mm/lazy_tlb/lazy_tlb.rs"), "//! Changed.\n").unwrap();
         let mut git = sh::git(&tree);
-        git.args(["-c", "user.name=a", "-c", "user.email=a@b"]);
         sh::capture(git.args(["commit", "-qam", "later"])).unwrap();
         let text = import(&repo, &tree).unwrap_err().to_string();
         assert!(text.contains("squash"), "{text}");

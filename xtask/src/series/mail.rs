@@ -10,8 +10,8 @@ use crate::host::cache::Cache;
 use crate::host::failure::{fail, Exit};
 use crate::host::sh;
 use crate::series::base::Base;
-use crate::series::git;
-use crate::series::patch::{Part, Patch, Series, DIR};
+use crate::series::git::{self, Commits};
+use crate::series::patch::{Part, Series, DIR};
 
 /// Says whom the kernel wants to be asked.
 const GET_MAINTAINER: &str = "scripts/get_maintainer.pl";
@@ -34,74 +34,56 @@ pub fn patches(threads: &[Thread]) -> Vec<&PathBuf> {
 /// Writes the mails into `out`; if there are several threads, into a folder each.
 pub fn export(cache: &Cache, base: &Base, series: &Series, out: &Path) -> Result<Vec<Thread>> {
     git::must_be_new(out)?;
-    // In the cache, so that the base's objects are linked and not copied.
-    let dir = tempfile::tempdir_in(cache.dir("tree")?)?;
-    let clone = dir.path().join("series");
     // Each on what it needs and no more, so that its mails say so.
-    let mut lists: Vec<Vec<&Patch>> = Vec::new();
     let (parts, mut end) = (series.parts(), 0);
+    let mut lists = Vec::new();
     for part in &parts {
         let first = end;
         end += part.patches.len();
-        let needed = series.needed(first..end)?;
-        let wanted = series.patches.iter().zip(needed);
-        lists.push(
-            wanted
-                .filter(|(_, needed)| *needed)
-                .map(|(p, _)| p)
-                .collect(),
-        );
+        lists.push(series.with_needs(first..end)?);
     }
-    if parts.is_empty() {
-        return Ok(Vec::new());
-    }
-    let checkout = git::Checkout::Nothing;
-    let tips = git::export_lists(cache, base, series, &lists, &clone, checkout)?;
+    let commits = Commits::make(cache, base, series, &lists)?;
     let mut threads = Vec::new();
-    for (index, (part, to)) in parts.iter().zip(&tips).enumerate() {
-        let from = format!("{to}~{}", part.patches.len());
+    for (index, (part, tip)) in parts.iter().zip(&commits.tips).enumerate() {
         let out = match parts.len() {
             1 => out.to_owned(),
             _ => out.join(format!("{}-{}", index + 1, part.name())),
         };
-        threads.push(format_patch(&clone, &series.repo, part, &from, to, &out)?);
+        threads.push(format_patch(&commits, &series.repo, part, tip, &out)?);
     }
     Ok(threads)
 }
 
 fn format_patch(
-    clone: &Path,
+    commits: &Commits,
     repo: &Path,
     part: &Part<'_>,
-    from: &str,
-    to: &str,
+    tip: &str,
     out: &Path,
 ) -> Result<Thread> {
-    let mut git = sh::git(clone);
-    let (name, address) = git::IDENTITY.split_once(" <").context("an identity")?;
-    // The cover letter has no author of its own.
-    git.env("GIT_COMMITTER_NAME", name);
-    git.env("GIT_COMMITTER_EMAIL", address.trim_end_matches('>'));
-    git.args(["format-patch", "--thread=shallow", "--no-signature"]);
-    // What comes before this thread is named as well, by `prerequisite-patch-id:`.
-    git.args(["--no-signoff", "--base=base", "--encode-email-headers"]);
     // The cover letter is what git calls a branch's description.
-    let branch = part.name();
-    sh::capture(sh::git(clone).args(["branch", branch, to]))?;
-    let mut copies = Vec::new();
+    let branch = format!("mail-{}", part.name());
+    let own = || sh::git(&commits.repository);
+    sh::capture(own().args(["branch", "--force", &branch, tip]))?;
+    let (mut git, mut copies) = (own(), Vec::new());
     if let Some(file) = part.cover {
         let text = cover(&repo.join(DIR).join(file))?;
         let (cc, text): (Vec<_>, Vec<_>) = text.lines().partition(|line| line.starts_with(COPY));
         copies.extend(cc.iter().map(|line| line[COPY.len()..].to_owned()));
-        let text = text.join("\n");
         let key = format!("branch.{branch}.description");
-        sh::capture(sh::git(clone).args(["config", &key, &text]))?;
+        sh::capture(own().args(["config", &key, &text.join("\n")]))?;
+    }
+    git.args(["format-patch", "--thread=shallow", "--no-signature"]);
+    git.args(["--no-signoff", "--encode-email-headers"]);
+    // What comes before this thread is named as well, by `prerequisite-patch-id:`.
+    git.arg(format!("--base={}", commits.base));
+    if part.cover.is_some() {
         git.args(["--cover-letter", "--cover-from-description=subject"]);
     }
     fs::create_dir_all(out).with_context(|| format!("creating {}", out.display()))?;
     git.arg("-o")
         .arg(out.canonicalize()?)
-        .arg(format!("{from}..{branch}"));
+        .arg(format!("{tip}~{}..{branch}", part.patches.len()));
     sh::announce(&git);
     let names = sh::capture(&mut git)?;
     let mut patches: Vec<PathBuf> = names.lines().map(PathBuf::from).collect();

@@ -127,6 +127,13 @@ impl Series {
         parts
     }
 
+    /// Some patches with those that must be there before them, in order.
+    pub fn with_needs(&self, wanted: std::ops::Range<usize>) -> Result<Vec<&Patch>> {
+        let needed = self.needed(wanted)?;
+        let all = self.patches.iter().zip(needed);
+        Ok(all.filter(|(_, needed)| *needed).map(|(p, _)| p).collect())
+    }
+
     /// Whether each patch must be there before one of `wanted` can be applied, `wanted` included.
     pub fn needed(&self, wanted: std::ops::Range<usize>) -> Result<Vec<bool>> {
         let mut needed = vec![false; self.patches.len()];
