@@ -17,10 +17,12 @@ use crate::bench::layout::Layout;
 use crate::bench::transfers::{Section, Told};
 use crate::guest::initramfs::{self, GuestFile};
 use crate::guest::machine::{self, Append, Guest};
-use crate::host::arch::Arch;
+use crate::host::arch::{Arch, Kind};
+use crate::host::policy;
 use crate::host::sh;
 use crate::kernel::build::Build;
 use crate::kernel::workshop::Project;
+use crate::results::case::Case;
 use crate::results::machine::{of_this_machine, Machine};
 use crate::results::sample::append_option;
 
@@ -31,6 +33,9 @@ const STEADY: [&str; 4] = [
     "-rtc",
     "base=2026-01-01,clock=vm",
 ];
+/// With it no CPU spends 150 ms on how long a loop takes: x86_64's TSC runs at 1 GHz with an instruction per ns,
+/// and there are 100 jiffies per second. Others take the word as well and time their delays by a clock.
+const KNOWN: &str = "lpj=10000000";
 /// How the names of its files begin.
 pub const FILES: &str = "lines-";
 /// How many of the lines that many CPUs share are told.
@@ -240,9 +245,13 @@ struct CountingGuest<'a> {
 
 impl<'a> CountingGuest<'a> {
     /// Builds the plugin and the workload for a kernel.
-    fn prepare(project: &'a Project, build: &Build<'_>, image: &'a Path) -> Result<Self> {
-        let arch = build.arch;
-        let layout = Layout::of(build)?;
+    fn prepare(
+        project: &'a Project,
+        arch: &'static Arch,
+        out: &Path,
+        image: &'a Path,
+    ) -> Result<Self> {
+        let layout = Layout::of(out)?;
         let program = project.guest_program(arch, "lines")?;
         let initramfs = program.with_extension("cpio");
         let described = GuestFile {
@@ -283,7 +292,8 @@ impl<'a> CountingGuest<'a> {
         );
         let written = cache.dir("log")?.join(format!("{name}.txt"));
         let append = format!(
-            "lazy_tlb={} {} nokaslr LAZY_TLB_TRIPS={} LAZY_TLB_POLICIES={} {}",
+            "{} lazy_tlb={} {} nokaslr LAZY_TLB_TRIPS={} LAZY_TLB_POLICIES={} {}",
+            KNOWN,
             policies[0],
             machine::NO_KUNIT,
             options.trips,
@@ -364,7 +374,7 @@ pub fn run(
 ) -> Result<()> {
     let arch = build.arch;
     let image = build.image()?;
-    let guest = CountingGuest::prepare(project, build, &image)?;
+    let guest = CountingGuest::prepare(project, arch, &build.out, &image)?;
     let version = sh::capture(Command::new(arch.qemu).arg("--version"))?;
     let mut results = Results {
         command: format!(
@@ -405,9 +415,86 @@ pub fn run(
     Ok(())
 }
 
+/// How often a line of an mm may be written per trip by who counts nobody: another process on a CPU that a
+/// trip goes through writes its own.
+const HARDLY: f64 = 0.05;
+/// How many per cent more instructions than with `refcount` a trip may have.
+const MARGIN: f64 = 2.0;
+
+/// What must hold for the trips of a few CPUs on a kernel that is tested.
+pub fn cases(
+    project: &Project,
+    kind: &'static Kind,
+    out: &Path,
+    image: &Path,
+) -> Result<Vec<Case>> {
+    let options = Options {
+        cpus: 4,
+        policy: policy::ALL.map(str::to_owned).into(),
+        boots: 1,
+        trips: 50,
+        turn: 300,
+        seed: 1,
+        twice: false,
+        append: Append {
+            words: kind.append.to_owned(),
+        },
+        timeout: 600,
+    };
+    let guest = CountingGuest::prepare(project, kind.arch(), out, image)?;
+    let mut samples = Vec::new();
+    for policies in guest.turns(&options.policy) {
+        samples.extend(guest.count(policies, 1, &options)?);
+    }
+    Ok(judge(&samples))
+}
+
+/// Whether `refcount` writes the mm twice a trip, as the counter must see, and the others do not.
+fn judge(samples: &[Sample]) -> Vec<Case> {
+    let value = |policy: &str, what: &str, case: &str| {
+        Spread::of(samples, policy, what, case)
+            .map(|spread| spread.0)
+            .with_context(|| format!("no {what} of {case} with {policy}"))
+    };
+    let writes = value(policy::REFCOUNT, "writes", "mm");
+    let counted = writes.and_then(|writes| {
+        ensure!((1.9..2.2).contains(&writes), "{writes:.3} writes per trip");
+        Ok(())
+    });
+    let mut cases = vec![Case::of("refcount writes the mm twice a trip", counted)];
+    for policy in policy::ALL.into_iter().filter(|p| *p != policy::REFCOUNT) {
+        let few = |what: &str| {
+            let value = value(policy, what, "mm")?;
+            ensure!(value < HARDLY, "{value:.3} {what} per trip");
+            Ok(())
+        };
+        let short = || {
+            let (own, base) = (
+                value(policy, "instructions", "all")?,
+                value(policy::REFCOUNT, "instructions", "all")?,
+            );
+            ensure!(
+                own < base * (1.0 + MARGIN / 100.0),
+                "{own:.0} instructions per trip, {base:.0} with refcount"
+            );
+            Ok(())
+        };
+        cases.push(Case::of(
+            format!("{policy} writes no line of the mm"),
+            few("writes").and_then(|()| few("transfers")),
+        ));
+        cases.push(Case::of(
+            format!("{policy} takes no more instructions"),
+            short(),
+        ));
+    }
+    cases
+}
+
 #[cfg(test)]
 pub mod tests {
     use super::*;
+    use crate::results::case::Status;
 
     fn sample(policy: &str, boot: u32, what: &str, case: &str, value: f64) -> Sample {
         Sample {
@@ -458,5 +545,32 @@ pub mod tests {
         let text = serde_json::to_string(&results).unwrap();
         let read: Results = serde_json::from_str(&text).unwrap();
         assert_eq!(read.samples, results.samples);
+    }
+
+    #[test]
+    fn a_kernel_that_writes_the_mm_is_found() {
+        let judged = |writes: f64, moves: f64, more: f64| {
+            let mut samples = Vec::new();
+            for policy in policy::ALL {
+                let counts = policy == policy::REFCOUNT;
+                let own = |here: f64| if counts { 2.0 } else { here };
+                samples.push(sample(policy, 1, "writes", "mm", own(writes)));
+                samples.push(sample(policy, 1, "transfers", "mm", own(moves)));
+                let instructions = if counts { 5000.0 } else { 5000.0 + more };
+                samples.push(sample(policy, 1, "instructions", "all", instructions));
+            }
+            let cases = judge(&samples);
+            cases
+                .iter()
+                .map(|case| case.status == Status::Pass)
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(judged(0.0, 0.01, 10.0), [true; 5]);
+        assert_eq!(judged(1.0, 0.0, 0.0), [true, false, true, false, true]);
+        assert_eq!(judged(0.0, 1.0, 0.0), [true, false, true, false, true]);
+        assert_eq!(judged(0.0, 0.0, 150.0), [true, true, false, true, false]);
+        // A counter that sees nothing shows nothing.
+        let blind = judge(&[sample(policy::REFCOUNT, 1, "writes", "mm", 0.0)]);
+        assert!(blind.iter().all(|case| case.status == Status::Fail));
     }
 }

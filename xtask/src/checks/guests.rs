@@ -200,6 +200,8 @@ pub fn variants(name: &str) -> Result<Vec<&'static Variant>> {
 pub struct Built {
     pub variant: &'static Variant,
     pub image: PathBuf,
+    /// kbuild's `O=`.
+    pub out: PathBuf,
     /// Of the test guests.
     initramfs: PathBuf,
 }
@@ -219,6 +221,7 @@ impl Built {
         Ok(Built {
             variant,
             image,
+            out: build.out,
             initramfs,
         })
     }

@@ -13,6 +13,7 @@ use std::time::Instant;
 use anyhow::Result;
 
 use crate::bench::ipis;
+use crate::bench::lines;
 use crate::bench::run;
 use crate::checks::guests::{
     bogus, efi_called, ended, hang, kexeced, Built, TestGuest, Variant, BOGUS, HANG,
@@ -102,6 +103,9 @@ impl Plan<'_> {
                         if !usual || !self.policies.is_empty() {
                             continue;
                         }
+                        if !arch.is_program() {
+                            uses.push(Use::Lines(kind));
+                        }
                         if !arch.sysrq.is_empty() {
                             uses.push(Use::Guest(kind, HANG));
                         }
@@ -136,6 +140,8 @@ struct Kernel {
 enum Use {
     /// A test guest, booted under a policy.
     Guest(&'static Kind, &'static str),
+    /// The count of lines that move per trip.
+    Lines(&'static Kind),
     /// The main job.
     Run,
     /// The comparison with the option off.
@@ -148,6 +154,7 @@ impl Use {
     fn stage(&self, variant: &Variant) -> String {
         match self {
             Use::Guest(kind, policy) => format!("{}/{policy}", variant.guest(kind.name)),
+            Use::Lines(kind) => format!("{}/lines", variant.guest(kind.name)),
             Use::Run => "run".into(),
             Use::Off => "off".into(),
             Use::Bench => "bench".into(),
@@ -304,6 +311,7 @@ impl Work<'_> {
             drop(board);
             self.stage(&use_of.stage(built.variant), || match &use_of {
                 Use::Guest(kind, policy) => self.guest(kind, &built, policy),
+                Use::Lines(kind) => lines_of(self.project, kind, &built),
                 Use::Run => main_job(self.project, &built),
                 Use::Off => off::option_off(self.shop, arch::find("x86_64")?),
                 Use::Bench => small_bench(self.project, &built),
@@ -407,6 +415,13 @@ fn main_job(project: &Project, built: &Built) -> Result<Vec<Case>> {
     Ok(cases.into_iter().map(|case| case.within("run")).collect())
 }
 
+/// Which lines move per trip.
+fn lines_of(project: &Project, kind: &'static Kind, built: &Built) -> Result<Vec<Case>> {
+    let cases = lines::cases(project, kind, &built.out, &built.image)?;
+    let stage = Use::Lines(kind).stage(built.variant);
+    Ok(cases.into_iter().map(|case| case.within(&stage)).collect())
+}
+
 /// Counts of a few seconds, and what must hold for them.
 fn small_bench(project: &Project, built: &Built) -> Result<Vec<Case>> {
     let arch = arch::find("x86_64")?;
@@ -464,12 +479,12 @@ mod tests {
         assert_eq!(
             kernels(&plan("all", &[])),
             [
-                "x86_64: run off bench x86_64/refcount x86_64/shootdown x86_64/handover x86_64/hang \
+                "x86_64: run off bench x86_64/refcount x86_64/shootdown x86_64/handover x86_64/lines x86_64/hang \
                  x86_64/bogus",
-                "arm64: arm64/refcount arm64/shootdown arm64/handover arm64/hang",
-                "s390: s390/refcount s390/shootdown s390/handover s390/hang",
-                "powerpc: powerpc-radix/refcount powerpc-radix/shootdown powerpc-radix/handover \
-                 powerpc-radix/hang powerpc-hash/refcount powerpc-hash/shootdown powerpc-hash/handover \
+                "arm64: arm64/refcount arm64/shootdown arm64/handover arm64/lines arm64/hang",
+                "s390: s390/refcount s390/shootdown s390/handover s390/lines s390/hang",
+                "powerpc: powerpc-radix/refcount powerpc-radix/shootdown powerpc-radix/handover powerpc-radix/lines \
+                 powerpc-radix/hang powerpc-hash/refcount powerpc-hash/shootdown powerpc-hash/handover powerpc-hash/lines \
                  powerpc-hash/hang",
             ]
         );
@@ -480,7 +495,7 @@ mod tests {
         assert_eq!(
             kernels(&plan("powerpc-hash", &[])),
             [
-                "powerpc: powerpc-hash/refcount powerpc-hash/shootdown powerpc-hash/handover \
+                "powerpc: powerpc-hash/refcount powerpc-hash/shootdown powerpc-hash/handover powerpc-hash/lines \
                  powerpc-hash/hang"
             ]
         );
