@@ -1,7 +1,7 @@
 //! `bench lines`: which cache lines move in the kernel, and how often per trip to idle and back, as a
 //! plugin of the emulator (the crate `lines`) counts them. Nothing here is a time.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -38,8 +38,10 @@ const STEADY: [&str; 4] = [
 const KNOWN: &str = "lpj=10000000";
 /// How the names of its files begin.
 pub const FILES: &str = "lines-";
-/// How many of the lines that many CPUs share are told.
+/// How many of the lines that many CPUs share are told of a trip; of others, half of them.
 const TOP: usize = 10;
+/// What most counts are per.
+const PER_TRIP: &str = "per trip";
 /// What is counted.
 #[derive(Args, Clone)]
 pub struct Options {
@@ -60,6 +62,9 @@ pub struct Options {
     /// Trips of each thread that are counted.
     #[arg(long, default_value_t = 100, value_name = "N")]
     pub trips: u32,
+    /// Exits without and with lazy CPUs, forks, and unmaps that are counted, of each.
+    #[arg(long, default_value_t = 10, value_name = "N")]
+    pub lives: u32,
     /// After how many instructions, on the average, it is another CPU's turn.
     #[arg(long, default_value_t = 300, value_name = "N")]
     pub turn: u32,
@@ -112,8 +117,9 @@ pub struct Sample {
 struct Spread(f64, f64, f64);
 
 impl Spread {
-    fn of(samples: &[Sample], policy: &str, what: &str, case: &str) -> Option<Self> {
-        let of = |s: &&Sample| s.policy == policy && s.what == what && s.case == case;
+    fn of(samples: &[Sample], unit: &str, policy: &str, what: &str, case: &str) -> Option<Self> {
+        let of =
+            |s: &&Sample| s.unit == unit && s.policy == policy && s.what == what && s.case == case;
         let mut values: Vec<f64> = samples.iter().filter(of).map(|s| s.value).collect();
         values.sort_by(f64::total_cmp);
         let last = values.len().checked_sub(1)?;
@@ -140,31 +146,52 @@ impl Results {
         policies
     }
 
+    /// A table for trips, for exits and so on.
+    fn tables(&self) -> String {
+        let mut units: Vec<&str> = Vec::new();
+        for sample in &self.samples {
+            if !units.contains(&&*sample.unit) {
+                units.push(&sample.unit);
+            }
+        }
+        let tables: Vec<String> = units.into_iter().map(|unit| self.table(unit)).collect();
+        tables.join("\n\n")
+    }
+
     /// A row for each case, those of the mm first, then those that move most; a column for each policy.
-    fn table(&self) -> String {
+    fn table(&self, unit: &str) -> String {
         let policies = self.policies();
-        let spread =
-            |policy: &str, what: &str, case: &str| Spread::of(&self.samples, policy, what, case);
+        let spread = |policy: &str, what: &str, case: &str| {
+            Spread::of(&self.samples, unit, policy, what, case)
+        };
         let most = |case: &str| {
             let medians = policies
                 .iter()
                 .filter_map(|p| Some(spread(p, "transfers", case)?.0));
             medians.fold(0.0, f64::max)
         };
-        let transfers = self.samples.iter().filter(|s| s.what == "transfers");
+        let transfers = self
+            .samples
+            .iter()
+            .filter(|s| s.what == "transfers" && s.unit == unit);
         let cases: BTreeSet<&str> = transfers.map(|s| &*s.case).collect();
         let (mut own, mut others): (Vec<&str>, Vec<&str>) = cases
             .into_iter()
             .partition(|case| *case == "slot" || *case == "mm" || case.starts_with("mm."));
         own.retain(|case| !case.starts_with("mm.") || most(case) >= 0.005);
         others.sort_by(|a, b| most(b).total_cmp(&most(a)));
-        others.truncate(TOP);
+        others.retain(|case| most(case) >= 0.005);
+        others.truncate(if unit == PER_TRIP { TOP } else { TOP / 2 });
         let mut rows = vec![("writes", "mm")];
         rows.extend(own.iter().chain(&others).map(|case| ("transfers", *case)));
-        rows.extend(["instructions", "atomics", "barriers"].map(|what| (what, "all")));
+        rows.push(("instructions", "all"));
+        if unit != PER_TRIP {
+            rows.push(("instructions", "its own CPU"));
+        }
+        rows.extend(["atomics", "barriers"].map(|what| (what, "all")));
         let mut table = Table::new();
         table.load_preset(comfy_table::presets::ASCII_MARKDOWN);
-        table.set_header(["per trip"].iter().chain(&policies));
+        table.set_header([unit].iter().chain(&policies));
         for (what, case) in rows {
             let cell = |policy: &&str| spread(policy, what, case).map_or("-".into(), |s| s.shown());
             let name = match case {
@@ -190,7 +217,7 @@ impl Results {
             self.line_bytes,
             self.qemu,
             self.command,
-            self.table(),
+            self.tables(),
         )
     }
 }
@@ -292,11 +319,13 @@ impl<'a> CountingGuest<'a> {
         );
         let written = cache.dir("log")?.join(format!("{name}.txt"));
         let append = format!(
-            "{} lazy_tlb={} {} nokaslr LAZY_TLB_TRIPS={} LAZY_TLB_POLICIES={} {}",
+            "{} lazy_tlb={} {} nokaslr LAZY_TLB_TRIPS={} LAZY_TLB_LIVES={} \
+             LAZY_TLB_POLICIES={} {}",
             KNOWN,
             policies[0],
             machine::NO_KUNIT,
             options.trips,
+            options.lives,
             if policies.len() > 1 {
                 policies.join(",")
             } else {
@@ -343,24 +372,38 @@ impl<'a> CountingGuest<'a> {
             ensure!(again == written, "two boots with the seed {seed} differ");
         }
         let (told, sections) = (Told::parse(&console)?, Section::parse(&written)?);
-        let ran: Vec<&str> = told.iter().map(|told| &*told.policy).collect();
+        let mut ran: Vec<&str> = told.iter().map(|told| &*told.policy).collect();
+        ran.dedup();
         ensure!(
-            ran == policies && sections.len() == policies.len(),
+            ran == policies && sections.len() == told.len(),
             "the policies were {ran:?}, asked were {policies:?}"
         );
-        let mut samples = Vec::new();
+        // Over all exits of a kind, and so on: in some of them a line does not move.
+        let mut sums: Vec<(Sample, f64)> = Vec::new();
+        let mut times: BTreeMap<(&str, String), f64> = BTreeMap::new();
         for (section, told) in sections.iter().zip(&told) {
-            let counted = section.samples(&self.layout, told).into_iter();
-            samples.extend(counted.map(|(what, case, value)| Sample {
-                policy: told.policy.clone(),
-                boot,
-                what: what.into(),
-                case,
-                cpus: options.cpus,
-                unit: "per trip".into(),
-                value,
-            }));
+            *times.entry((&told.policy, told.unit())).or_default() += 1.0;
+            for (what, case, value) in section.samples(&self.layout, told) {
+                let sample = Sample {
+                    policy: told.policy.clone(),
+                    boot,
+                    what: what.into(),
+                    case,
+                    cpus: options.cpus,
+                    unit: told.unit(),
+                    value: 0.0,
+                };
+                match sums.iter_mut().find(|(known, _)| *known == sample) {
+                    Some((_, sum)) => *sum += value,
+                    None => sums.push((sample, value)),
+                }
+            }
         }
+        let mean = |(sample, sum): (Sample, f64)| {
+            let value = sum / times[&(&*sample.policy, sample.unit.clone())];
+            Sample { value, ..sample }
+        };
+        let samples = sums.into_iter().map(mean).collect();
         Ok(samples)
     }
 }
@@ -379,13 +422,14 @@ pub fn run(
     let mut results = Results {
         command: format!(
             "cargo xtask bench lines --arch {} --variant {} --cpus {} --policy {} --boots {} \
-             --trips {} --turn {} --seed {}{}",
+             --trips {} --lives {} --turn {} --seed {}{}",
             arch.name,
             build.variant,
             options.cpus,
             options.policy.join(","),
             options.boots,
             options.trips,
+            options.lives,
             options.turn,
             options.seed,
             append_option(&options.append.words)
@@ -411,7 +455,7 @@ pub fn run(
             sh::write_whole(&path, serde_json::to_string_pretty(&results)?.as_bytes())?;
         }
     }
-    println!("\n{}\n\n{}", results.table(), path.display());
+    println!("\n{}\n\n{}", results.tables(), path.display());
     Ok(())
 }
 
@@ -433,6 +477,7 @@ pub fn cases(
         policy: policy::ALL.map(str::to_owned).into(),
         boots: 1,
         trips: 50,
+        lives: 0,
         turn: 300,
         seed: 1,
         twice: false,
@@ -452,7 +497,7 @@ pub fn cases(
 /// Whether `refcount` writes the mm twice a trip, as the counter must see, and the others do not.
 fn judge(samples: &[Sample]) -> Vec<Case> {
     let value = |policy: &str, what: &str, case: &str| {
-        Spread::of(samples, policy, what, case)
+        Spread::of(samples, PER_TRIP, policy, what, case)
             .map(|spread| spread.0)
             .with_context(|| format!("no {what} of {case} with {policy}"))
     };
@@ -503,7 +548,7 @@ pub mod tests {
             what: what.into(),
             case: case.into(),
             cpus: 4,
-            unit: "per trip".into(),
+            unit: PER_TRIP.into(),
             value,
         }
     }
@@ -531,7 +576,7 @@ pub mod tests {
     #[test]
     fn the_table_has_the_mm_first_and_then_what_moves_most() {
         let results = example();
-        let table = results.table();
+        let table = results.table(PER_TRIP);
         let rows: Vec<&str> = table.lines().skip(2).collect();
         let starts = |row: usize, text: &str| assert!(rows[row].starts_with(text), "{table}");
         starts(0, "| writes, mm");
