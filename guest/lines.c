@@ -2,13 +2,16 @@
 /*
  * The first process of the guests that `bench lines` counts in. Pairs of pinned
  * threads of one process hand a byte to and fro through pipes, the two ends of
- * a pair on different CPUs: each trip goes from user to idle and back.
+ * a pair on different CPUs: each trip goes from user to idle and back. Then
+ * processes exit that no, three or all other CPUs are lazy on; one is forked;
+ * one with lazy CPUs unmaps memory.
  *
  * An emulator's plugin counts from lines_begin() on to lines_end(). What it
  * cannot know is printed, as `lazy-tlb-lines: what=... key=value ...` lines.
  *
  * From the kernel command line: LAZY_TLB_POLICIES (to be set one after the
- * other; none: the one of this boot), LAZY_TLB_TRIPS (of each thread, 100).
+ * other; none: the one of this boot), LAZY_TLB_TRIPS (of each thread, 100),
+ * LAZY_TLB_LIVES (exits, forks and unmaps of each kind that are counted, 0).
  * From the file /layout: where things are in the kernel.
  */
 #include "common.h"
@@ -206,24 +209,30 @@ static void *travel(void *arg)
 	}
 }
 
-static void trips(const struct lazy_cpus *cpus, void *unused)
+/* What is counted next, from whose mm. */
+static void announce(const char *name, const struct lazy_cpus *cpus)
 {
 	char policy[32] = "";
-	int i, there[2], back[2];
 
-	(void)unused;
 	if (lazy_read_file(POLICY, policy, sizeof(policy)))
 		policy[strcspn(policy, "\n")] = '\0';
 	else
 		lazy_policy(policy, sizeof(policy));
+	guest_line("lazy-tlb-lines: what=case name=%s policy=%s cpus=%d mm=%#lx size=%lu",
+		   name, policy, cpus->nr, own_mm(), mm_size());
+}
 
+static void trips(const struct lazy_cpus *cpus, void *unused)
+{
+	int i, there[2], back[2];
+
+	(void)unused;
 	nr_travellers = cpus->nr / 2 * 2;
 	travellers = mmap(NULL, nr_travellers * sizeof(*travellers), PROT_READ | PROT_WRITE,
 			  MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	if (travellers == MAP_FAILED)
 		lazy_fail("mmap: %s", strerror(errno));
-	guest_line("lazy-tlb-lines: what=case name=trip policy=%s cpus=%d mm=%#lx size=%lu",
-		   policy, cpus->nr, own_mm(), mm_size());
+	announce("trip", cpus);
 	for (i = 0; i < nr_travellers; i += 2) {
 		if (pipe(there) || pipe(back))
 			lazy_fail("pipe: %s", strerror(errno));
@@ -238,6 +247,123 @@ static void trips(const struct lazy_cpus *cpus, void *unused)
 			lazy_fail("pthread_create: %s", strerror(errno));
 	for (i = 0; i < nr_travellers; i++)
 		pthread_join(travellers[i].thread, NULL);
+}
+
+/* ---- exits, forks, unmaps ------------------------------------------------ */
+
+#define LIVES_WARM_UP	2
+#define UNMAPPED	(64UL * 1024)
+
+/* One that was counted, as all lines above are per trip. */
+static void counted(void)
+{
+	guest_line("lazy-tlb-lines: what=trips trips=1 switches=0");
+}
+
+static void settle(const struct lazy_cpus *cpus)
+{
+	if (!lazy_pin(0, cpus->cpu[0]))
+		lazy_fail("cannot run on CPU %d: %s", cpus->cpu[0], strerror(errno));
+	usleep(1000);
+}
+
+/* Leaves some CPUs, which then are idle and lazy on the mm of this process. */
+static void visit(const struct lazy_cpus *cpus, int nr)
+{
+	int i;
+
+	for (i = 1; i <= nr; i++)
+		if (!lazy_pin(0, cpus->cpu[i]))
+			lazy_fail("cannot run on CPU %d: %s", cpus->cpu[i], strerror(errno));
+	settle(cpus);
+}
+
+static void exits(const struct lazy_cpus *cpus, const char *name, int lazies, int lives)
+{
+	bool count;
+	pid_t pid;
+	int i;
+
+	settle(cpus);
+	for (i = 0; i < LIVES_WARM_UP + lives; i++) {
+		count = i >= LIVES_WARM_UP;
+		pid = fork();
+		if (pid < 0)
+			lazy_fail("fork: %s", strerror(errno));
+		if (!pid) {
+			if (count)
+				announce(name, cpus);
+			visit(cpus, lazies);
+			if (count)
+				lines_begin();
+			_exit(0);
+		}
+		if (waitpid(pid, NULL, 0) != pid)
+			lazy_fail("waitpid: %s", strerror(errno));
+		lines_end();
+		if (count)
+			counted();
+	}
+}
+
+static void forks(const struct lazy_cpus *cpus, int lives)
+{
+	pid_t pid;
+	int i;
+
+	for (i = 0; i < LIVES_WARM_UP + lives; i++) {
+		if (i >= LIVES_WARM_UP) {
+			announce("fork", cpus);
+			lines_begin();
+		}
+		pid = fork();
+		if (pid < 0)
+			lazy_fail("fork: %s", strerror(errno));
+		if (!pid)
+			_exit(0);
+		lines_end();
+		if (waitpid(pid, NULL, 0) != pid)
+			lazy_fail("waitpid: %s", strerror(errno));
+		if (i >= LIVES_WARM_UP)
+			counted();
+	}
+}
+
+static void unmaps(const struct lazy_cpus *cpus, int lives)
+{
+	char *there;
+	int i;
+
+	for (i = 0; i < LIVES_WARM_UP + lives; i++) {
+		visit(cpus, cpus->nr - 1);
+		there = mmap(NULL, UNMAPPED, PROT_READ | PROT_WRITE,
+			     MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+		if (there == MAP_FAILED)
+			lazy_fail("mmap: %s", strerror(errno));
+		if (i >= LIVES_WARM_UP) {
+			announce("munmap", cpus);
+			lines_begin();
+		}
+		munmap(there, UNMAPPED);
+		lines_end();
+		if (i >= LIVES_WARM_UP)
+			counted();
+	}
+}
+
+static void lives(const struct lazy_cpus *cpus, void *unused)
+{
+	int nr = lazy_env("LAZY_TLB_LIVES", 0);
+
+	(void)unused;
+	if (!nr)
+		return;
+	exits(cpus, "exit-none", 0, nr);
+	if (cpus->nr > 4)
+		exits(cpus, "exit-3", 3, nr);
+	exits(cpus, "exit-all", cpus->nr - 1, nr);
+	forks(cpus, nr);
+	unmaps(cpus, nr);
 }
 
 /* ---- the run ------------------------------------------------------------ */
@@ -261,8 +387,8 @@ int main(void)
 	do {
 		if (*policy && !lazy_write_file(POLICY, policy))
 			guest_problem("cannot set the policy %s: %s", policy, strerror(errno));
-		if (lazy_run(&cpus, trips, NULL))
-			guest_problem("the threads under %s failed", policy);
+		if (lazy_run(&cpus, trips, NULL) || lazy_run(&cpus, lives, NULL))
+			guest_problem("the workload under %s failed", policy);
 		policy = strtok_r(NULL, ",", &rest);
 	} while (policy);
 	guest_end();

@@ -29,6 +29,10 @@
 #include <linux/spinlock.h>
 #include <linux/string.h>
 #include <linux/vmstat.h>
+#ifdef CONFIG_X86
+#include <linux/mmu_context.h>
+#include <asm/tlbflush.h>
+#endif
 
 /* Enough to tell one from many; more only take longer. */
 #define MAX_CPUS	8
@@ -1187,6 +1191,44 @@ static void policy_changes_are_counted(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, counted(f, LAZY_TLB_POLICY_CHANGES), 6);
 }
 
+#ifdef CONFIG_X86
+/*
+ * A CPU remembers the last user mm, to know whether an IBPB is due. One that gets
+ * the address of a freed mm must not be taken for it. Whose address is used again
+ * is up to the slab allocator, so give an mm another context instead: that is all
+ * by which the two could be told apart. No user task runs yet, so nothing else
+ * changes what the CPU remembers.
+ */
+static void mm_at_the_same_address_is_another(struct kunit *test)
+{
+	struct mm_struct *mm = new_mm(test);
+	u64 first, second = 0;
+	int error;
+
+	migrate_disable();
+	kthread_use_mm(mm);
+	first = this_cpu_read(cpu_tlbstate.last_user_mm_spec);
+	kthread_unuse_mm(mm);
+
+	/* To init_mm, or the next switch would be none. */
+	scoped_guard(irqsave)
+		leave_mm();
+	destroy_context(mm);
+	error = init_new_context(current, mm);
+	if (!error) {
+		kthread_use_mm(mm);
+		second = this_cpu_read(cpu_tlbstate.last_user_mm_spec);
+		kthread_unuse_mm(mm);
+	}
+	migrate_enable();
+
+	KUNIT_EXPECT_EQ(test, error, 0);
+	/* The two lowest bits are TIF_SPEC_*. */
+	KUNIT_EXPECT_NE(test, first & ~3ULL, second & ~3ULL);
+	mmput(mm);
+}
+#endif
+
 static struct kunit_case lazy_tlb_test_cases[] = {
 	KUNIT_CASE_PARAM(kernel_to_kernel_keeps_the_slot, trip_gen_params),
 	KUNIT_CASE_PARAM(use_mm_returns, trip_gen_params),
@@ -1204,6 +1246,9 @@ static struct kunit_case lazy_tlb_test_cases[] = {
 	KUNIT_CASE_PARAM(counted_and_not, policy_gen_params),
 	KUNIT_CASE_PARAM(drop_in_any_context, policy_gen_params),
 	KUNIT_CASE_PARAM(drop_waits_for_nobody, policy_gen_params),
+#ifdef CONFIG_X86
+	KUNIT_CASE(mm_at_the_same_address_is_another),
+#endif
 	KUNIT_CASE(let_go_waits_for_pi_lock),
 	KUNIT_CASE_PARAM(drop_against_return, policy_gen_params),
 	KUNIT_CASE_SLOW(policy_change_against_all),

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result};
@@ -9,7 +10,6 @@ use regex::Regex;
 
 use crate::host::failure::{fail, Exit};
 use crate::host::sh;
-use crate::kernel::build::Build;
 
 /// What pahole prints of a field.
 const FIELD: &str = r"\b(\w+)(?:\[\w*\])*\)?(?:\(.*\))?(?::\d+)?(?: __attribute__.*)?;\s+/\*\s+(\d+)(?::\s*\d+)?\s+(\d+)\s+\*/$";
@@ -50,10 +50,10 @@ pub struct Layout {
 
 /// The fields of a struct that a file of a kernel knows. The kernel has no debug information, so the file is
 /// compiled again.
-fn struct_fields(build: &Build<'_>, folder: &str, file: &str, name: &str) -> Result<Vec<Field>> {
+fn struct_fields(out: &Path, folder: &str, file: &str, name: &str) -> Result<Vec<Field>> {
     let object = format!("xtask-layout-{file}.o");
-    if !build.out.join(&object).exists() || is_stale(build, folder, file, &object)? {
-        let kept = fs::read_to_string(build.out.join(format!("{folder}/.{file}.o.cmd")))?;
+    if !out.join(&object).exists() || is_stale(out, folder, file, &object)? {
+        let kept = fs::read_to_string(out.join(format!("{folder}/.{file}.o.cmd")))?;
         let command = kept.lines().next().and_then(|line| line.split_once(":= "));
         let command = command
             .with_context(|| format!("{folder}/.{file}.o.cmd has no command"))?
@@ -62,14 +62,10 @@ fn struct_fields(build: &Build<'_>, folder: &str, file: &str, name: &str) -> Res
         let command = command.split(" ; ").next().unwrap_or_default();
         let command = command.replace(&format!("{folder}/.{file}.o.d"), "xtask-layout.d");
         let command = command.replace(&format!("-o {folder}/{file}.o"), &format!("-g -o {object}"));
-        sh::capture(
-            Command::new("sh")
-                .current_dir(&build.out)
-                .args(["-c", &command]),
-        )?;
+        sh::capture(Command::new("sh").current_dir(out).args(["-c", &command]))?;
     }
     let mut pahole = Command::new("pahole");
-    pahole.current_dir(&build.out).args(["-C", name, &object]);
+    pahole.current_dir(out).args(["-C", name, &object]);
     let printed = sh::capture(&mut pahole).map_err(|error| {
         fail(
             Exit::Environment,
@@ -81,15 +77,15 @@ fn struct_fields(build: &Build<'_>, folder: &str, file: &str, name: &str) -> Res
 }
 
 /// Whether the kernel's own object was made later.
-fn is_stale(build: &Build<'_>, folder: &str, file: &str, object: &str) -> Result<bool> {
-    let made = |path: String| anyhow::Ok(fs::metadata(build.out.join(path))?.modified()?);
+fn is_stale(out: &Path, folder: &str, file: &str, object: &str) -> Result<bool> {
+    let made = |path: String| anyhow::Ok(fs::metadata(out.join(path))?.modified()?);
     Ok(made(format!("{folder}/{file}.o"))? >= made(object.to_owned())?)
 }
 
 impl Layout {
-    /// Of a kernel that is built.
-    pub fn of(build: &Build<'_>) -> Result<Self> {
-        let path = build.out.join("System.map");
+    /// Of a kernel that was built in a folder.
+    pub fn of(out: &Path) -> Result<Self> {
+        let path = out.join("System.map");
         let map =
             fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
         let symbol = |line: &str| {
@@ -105,9 +101,9 @@ impl Layout {
         Ok(Layout {
             symbols: symbols.into_iter().collect(),
             addresses,
-            mm: struct_fields(build, "kernel", "fork", "mm_struct")?,
-            task: struct_fields(build, "kernel", "fork", "task_struct")?,
-            slab: struct_fields(build, "mm", "slub", "kmem_cache")?,
+            mm: struct_fields(out, "kernel", "fork", "mm_struct")?,
+            task: struct_fields(out, "kernel", "fork", "task_struct")?,
+            slab: struct_fields(out, "mm", "slub", "kmem_cache")?,
         })
     }
 

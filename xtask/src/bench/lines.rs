@@ -1,7 +1,7 @@
 //! `bench lines`: which cache lines move in the kernel, and how often per trip to idle and back, as a
 //! plugin of the emulator (the crate `lines`) counts them. Nothing here is a time.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -17,10 +17,12 @@ use crate::bench::layout::Layout;
 use crate::bench::transfers::{Section, Told};
 use crate::guest::initramfs::{self, GuestFile};
 use crate::guest::machine::{self, Append, Guest};
-use crate::host::arch::Arch;
+use crate::host::arch::{Arch, Kind};
+use crate::host::policy;
 use crate::host::sh;
 use crate::kernel::build::Build;
 use crate::kernel::workshop::Project;
+use crate::results::case::Case;
 use crate::results::machine::{of_this_machine, Machine};
 use crate::results::sample::append_option;
 
@@ -31,10 +33,15 @@ const STEADY: [&str; 4] = [
     "-rtc",
     "base=2026-01-01,clock=vm",
 ];
+/// With it no CPU spends 150 ms on how long a loop takes: x86_64's TSC runs at 1 GHz with an instruction per ns,
+/// and there are 100 jiffies per second. Others take the word as well and time their delays by a clock.
+const KNOWN: &str = "lpj=10000000";
 /// How the names of its files begin.
 pub const FILES: &str = "lines-";
-/// How many of the lines that many CPUs share are told.
+/// How many of the lines that many CPUs share are told of a trip; of others, half of them.
 const TOP: usize = 10;
+/// What most counts are per.
+const PER_TRIP: &str = "per trip";
 /// What is counted.
 #[derive(Args, Clone)]
 pub struct Options {
@@ -55,6 +62,9 @@ pub struct Options {
     /// Trips of each thread that are counted.
     #[arg(long, default_value_t = 100, value_name = "N")]
     pub trips: u32,
+    /// Exits without and with lazy CPUs, forks, and unmaps that are counted, of each.
+    #[arg(long, default_value_t = 10, value_name = "N")]
+    pub lives: u32,
     /// After how many instructions, on the average, it is another CPU's turn.
     #[arg(long, default_value_t = 300, value_name = "N")]
     pub turn: u32,
@@ -107,8 +117,9 @@ pub struct Sample {
 struct Spread(f64, f64, f64);
 
 impl Spread {
-    fn of(samples: &[Sample], policy: &str, what: &str, case: &str) -> Option<Self> {
-        let of = |s: &&Sample| s.policy == policy && s.what == what && s.case == case;
+    fn of(samples: &[Sample], unit: &str, policy: &str, what: &str, case: &str) -> Option<Self> {
+        let of =
+            |s: &&Sample| s.unit == unit && s.policy == policy && s.what == what && s.case == case;
         let mut values: Vec<f64> = samples.iter().filter(of).map(|s| s.value).collect();
         values.sort_by(f64::total_cmp);
         let last = values.len().checked_sub(1)?;
@@ -135,31 +146,52 @@ impl Results {
         policies
     }
 
+    /// A table for trips, for exits and so on.
+    fn tables(&self) -> String {
+        let mut units: Vec<&str> = Vec::new();
+        for sample in &self.samples {
+            if !units.contains(&&*sample.unit) {
+                units.push(&sample.unit);
+            }
+        }
+        let tables: Vec<String> = units.into_iter().map(|unit| self.table(unit)).collect();
+        tables.join("\n\n")
+    }
+
     /// A row for each case, those of the mm first, then those that move most; a column for each policy.
-    fn table(&self) -> String {
+    fn table(&self, unit: &str) -> String {
         let policies = self.policies();
-        let spread =
-            |policy: &str, what: &str, case: &str| Spread::of(&self.samples, policy, what, case);
+        let spread = |policy: &str, what: &str, case: &str| {
+            Spread::of(&self.samples, unit, policy, what, case)
+        };
         let most = |case: &str| {
             let medians = policies
                 .iter()
                 .filter_map(|p| Some(spread(p, "transfers", case)?.0));
             medians.fold(0.0, f64::max)
         };
-        let transfers = self.samples.iter().filter(|s| s.what == "transfers");
+        let transfers = self
+            .samples
+            .iter()
+            .filter(|s| s.what == "transfers" && s.unit == unit);
         let cases: BTreeSet<&str> = transfers.map(|s| &*s.case).collect();
         let (mut own, mut others): (Vec<&str>, Vec<&str>) = cases
             .into_iter()
             .partition(|case| *case == "slot" || *case == "mm" || case.starts_with("mm."));
         own.retain(|case| !case.starts_with("mm.") || most(case) >= 0.005);
         others.sort_by(|a, b| most(b).total_cmp(&most(a)));
-        others.truncate(TOP);
+        others.retain(|case| most(case) >= 0.005);
+        others.truncate(if unit == PER_TRIP { TOP } else { TOP / 2 });
         let mut rows = vec![("writes", "mm")];
         rows.extend(own.iter().chain(&others).map(|case| ("transfers", *case)));
-        rows.extend(["instructions", "atomics", "barriers"].map(|what| (what, "all")));
+        rows.push(("instructions", "all"));
+        if unit != PER_TRIP {
+            rows.push(("instructions", "its own CPU"));
+        }
+        rows.extend(["atomics", "barriers"].map(|what| (what, "all")));
         let mut table = Table::new();
         table.load_preset(comfy_table::presets::ASCII_MARKDOWN);
-        table.set_header(["per trip"].iter().chain(&policies));
+        table.set_header([unit].iter().chain(&policies));
         for (what, case) in rows {
             let cell = |policy: &&str| spread(policy, what, case).map_or("-".into(), |s| s.shown());
             let name = match case {
@@ -185,7 +217,7 @@ impl Results {
             self.line_bytes,
             self.qemu,
             self.command,
-            self.table(),
+            self.tables(),
         )
     }
 }
@@ -240,9 +272,13 @@ struct CountingGuest<'a> {
 
 impl<'a> CountingGuest<'a> {
     /// Builds the plugin and the workload for a kernel.
-    fn prepare(project: &'a Project, build: &Build<'_>, image: &'a Path) -> Result<Self> {
-        let arch = build.arch;
-        let layout = Layout::of(build)?;
+    fn prepare(
+        project: &'a Project,
+        arch: &'static Arch,
+        out: &Path,
+        image: &'a Path,
+    ) -> Result<Self> {
+        let layout = Layout::of(out)?;
         let program = project.guest_program(arch, "lines")?;
         let initramfs = program.with_extension("cpio");
         let described = GuestFile {
@@ -283,10 +319,13 @@ impl<'a> CountingGuest<'a> {
         );
         let written = cache.dir("log")?.join(format!("{name}.txt"));
         let append = format!(
-            "lazy_tlb={} {} nokaslr LAZY_TLB_TRIPS={} LAZY_TLB_POLICIES={} {}",
+            "{} lazy_tlb={} {} nokaslr LAZY_TLB_TRIPS={} LAZY_TLB_LIVES={} \
+             LAZY_TLB_POLICIES={} {}",
+            KNOWN,
             policies[0],
             machine::NO_KUNIT,
             options.trips,
+            options.lives,
             if policies.len() > 1 {
                 policies.join(",")
             } else {
@@ -333,24 +372,38 @@ impl<'a> CountingGuest<'a> {
             ensure!(again == written, "two boots with the seed {seed} differ");
         }
         let (told, sections) = (Told::parse(&console)?, Section::parse(&written)?);
-        let ran: Vec<&str> = told.iter().map(|told| &*told.policy).collect();
+        let mut ran: Vec<&str> = told.iter().map(|told| &*told.policy).collect();
+        ran.dedup();
         ensure!(
-            ran == policies && sections.len() == policies.len(),
+            ran == policies && sections.len() == told.len(),
             "the policies were {ran:?}, asked were {policies:?}"
         );
-        let mut samples = Vec::new();
+        // Over all exits of a kind, and so on: in some of them a line does not move.
+        let mut sums: Vec<(Sample, f64)> = Vec::new();
+        let mut times: BTreeMap<(&str, String), f64> = BTreeMap::new();
         for (section, told) in sections.iter().zip(&told) {
-            let counted = section.samples(&self.layout, told).into_iter();
-            samples.extend(counted.map(|(what, case, value)| Sample {
-                policy: told.policy.clone(),
-                boot,
-                what: what.into(),
-                case,
-                cpus: options.cpus,
-                unit: "per trip".into(),
-                value,
-            }));
+            *times.entry((&told.policy, told.unit())).or_default() += 1.0;
+            for (what, case, value) in section.samples(&self.layout, told) {
+                let sample = Sample {
+                    policy: told.policy.clone(),
+                    boot,
+                    what: what.into(),
+                    case,
+                    cpus: options.cpus,
+                    unit: told.unit(),
+                    value: 0.0,
+                };
+                match sums.iter_mut().find(|(known, _)| *known == sample) {
+                    Some((_, sum)) => *sum += value,
+                    None => sums.push((sample, value)),
+                }
+            }
         }
+        let mean = |(sample, sum): (Sample, f64)| {
+            let value = sum / times[&(&*sample.policy, sample.unit.clone())];
+            Sample { value, ..sample }
+        };
+        let samples = sums.into_iter().map(mean).collect();
         Ok(samples)
     }
 }
@@ -364,18 +417,19 @@ pub fn run(
 ) -> Result<()> {
     let arch = build.arch;
     let image = build.image()?;
-    let guest = CountingGuest::prepare(project, build, &image)?;
+    let guest = CountingGuest::prepare(project, arch, &build.out, &image)?;
     let version = sh::capture(Command::new(arch.qemu).arg("--version"))?;
     let mut results = Results {
         command: format!(
             "cargo xtask bench lines --arch {} --variant {} --cpus {} --policy {} --boots {} \
-             --trips {} --turn {} --seed {}{}",
+             --trips {} --lives {} --turn {} --seed {}{}",
             arch.name,
             build.variant,
             options.cpus,
             options.policy.join(","),
             options.boots,
             options.trips,
+            options.lives,
             options.turn,
             options.seed,
             append_option(&options.append.words)
@@ -401,13 +455,91 @@ pub fn run(
             sh::write_whole(&path, serde_json::to_string_pretty(&results)?.as_bytes())?;
         }
     }
-    println!("\n{}\n\n{}", results.table(), path.display());
+    println!("\n{}\n\n{}", results.tables(), path.display());
     Ok(())
+}
+
+/// How often a line of an mm may be written per trip by who counts nobody: another process on a CPU that a
+/// trip goes through writes its own.
+const HARDLY: f64 = 0.05;
+/// How many per cent more instructions than with `refcount` a trip may have.
+const MARGIN: f64 = 2.0;
+
+/// What must hold for the trips of a few CPUs on a kernel that is tested.
+pub fn cases(
+    project: &Project,
+    kind: &'static Kind,
+    out: &Path,
+    image: &Path,
+) -> Result<Vec<Case>> {
+    let options = Options {
+        cpus: 4,
+        policy: policy::ALL.map(str::to_owned).into(),
+        boots: 1,
+        trips: 50,
+        lives: 0,
+        turn: 300,
+        seed: 1,
+        twice: false,
+        append: Append {
+            words: kind.append.to_owned(),
+        },
+        timeout: 600,
+    };
+    let guest = CountingGuest::prepare(project, kind.arch(), out, image)?;
+    let mut samples = Vec::new();
+    for policies in guest.turns(&options.policy) {
+        samples.extend(guest.count(policies, 1, &options)?);
+    }
+    Ok(judge(&samples))
+}
+
+/// Whether `refcount` writes the mm twice a trip, as the counter must see, and the others do not.
+fn judge(samples: &[Sample]) -> Vec<Case> {
+    let value = |policy: &str, what: &str, case: &str| {
+        Spread::of(samples, PER_TRIP, policy, what, case)
+            .map(|spread| spread.0)
+            .with_context(|| format!("no {what} of {case} with {policy}"))
+    };
+    let writes = value(policy::REFCOUNT, "writes", "mm");
+    let counted = writes.and_then(|writes| {
+        ensure!((1.9..2.2).contains(&writes), "{writes:.3} writes per trip");
+        Ok(())
+    });
+    let mut cases = vec![Case::of("refcount writes the mm twice a trip", counted)];
+    for policy in policy::ALL.into_iter().filter(|p| *p != policy::REFCOUNT) {
+        let few = |what: &str| {
+            let value = value(policy, what, "mm")?;
+            ensure!(value < HARDLY, "{value:.3} {what} per trip");
+            Ok(())
+        };
+        let short = || {
+            let (own, base) = (
+                value(policy, "instructions", "all")?,
+                value(policy::REFCOUNT, "instructions", "all")?,
+            );
+            ensure!(
+                own < base * (1.0 + MARGIN / 100.0),
+                "{own:.0} instructions per trip, {base:.0} with refcount"
+            );
+            Ok(())
+        };
+        cases.push(Case::of(
+            format!("{policy} writes no line of the mm"),
+            few("writes").and_then(|()| few("transfers")),
+        ));
+        cases.push(Case::of(
+            format!("{policy} takes no more instructions"),
+            short(),
+        ));
+    }
+    cases
 }
 
 #[cfg(test)]
 pub mod tests {
     use super::*;
+    use crate::results::case::Status;
 
     fn sample(policy: &str, boot: u32, what: &str, case: &str, value: f64) -> Sample {
         Sample {
@@ -416,7 +548,7 @@ pub mod tests {
             what: what.into(),
             case: case.into(),
             cpus: 4,
-            unit: "per trip".into(),
+            unit: PER_TRIP.into(),
             value,
         }
     }
@@ -444,7 +576,7 @@ pub mod tests {
     #[test]
     fn the_table_has_the_mm_first_and_then_what_moves_most() {
         let results = example();
-        let table = results.table();
+        let table = results.table(PER_TRIP);
         let rows: Vec<&str> = table.lines().skip(2).collect();
         let starts = |row: usize, text: &str| assert!(rows[row].starts_with(text), "{table}");
         starts(0, "| writes, mm");
@@ -458,5 +590,32 @@ pub mod tests {
         let text = serde_json::to_string(&results).unwrap();
         let read: Results = serde_json::from_str(&text).unwrap();
         assert_eq!(read.samples, results.samples);
+    }
+
+    #[test]
+    fn a_kernel_that_writes_the_mm_is_found() {
+        let judged = |writes: f64, moves: f64, more: f64| {
+            let mut samples = Vec::new();
+            for policy in policy::ALL {
+                let counts = policy == policy::REFCOUNT;
+                let own = |here: f64| if counts { 2.0 } else { here };
+                samples.push(sample(policy, 1, "writes", "mm", own(writes)));
+                samples.push(sample(policy, 1, "transfers", "mm", own(moves)));
+                let instructions = if counts { 5000.0 } else { 5000.0 + more };
+                samples.push(sample(policy, 1, "instructions", "all", instructions));
+            }
+            let cases = judge(&samples);
+            cases
+                .iter()
+                .map(|case| case.status == Status::Pass)
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(judged(0.0, 0.01, 10.0), [true; 5]);
+        assert_eq!(judged(1.0, 0.0, 0.0), [true, false, true, false, true]);
+        assert_eq!(judged(0.0, 1.0, 0.0), [true, false, true, false, true]);
+        assert_eq!(judged(0.0, 0.0, 150.0), [true, true, false, true, false]);
+        // A counter that sees nothing shows nothing.
+        let blind = judge(&[sample(policy::REFCOUNT, 1, "writes", "mm", 0.0)]);
+        assert!(blind.iter().all(|case| case.status == Status::Fail));
     }
 }

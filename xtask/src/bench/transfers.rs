@@ -1,4 +1,5 @@
-//! What the plugin of `bench lines` and its workload wrote, and what that comes to per trip.
+//! What the plugin of `bench lines` and its workload wrote, and what that comes to per trip, exit, fork or
+//! munmap.
 
 use std::collections::BTreeMap;
 
@@ -13,6 +14,8 @@ const PREFIX: &str = "lazy-tlb-lines: ";
 /// What the console says of the workload under one policy.
 #[derive(Debug, PartialEq)]
 pub struct Told {
+    /// What is done: `trip`, `exit-none` and so on.
+    name: String,
     /// Empty where the kernel has none.
     pub policy: String,
     mm: u64,
@@ -25,6 +28,16 @@ pub struct Told {
 impl Told {
     fn is_mm(&self, at: u64) -> bool {
         (self.mm..self.mm + self.mm_size).contains(&at)
+    }
+
+    /// What the counts are per.
+    pub fn unit(&self) -> String {
+        match self.name.split_once('-') {
+            Some((done, "none")) => format!("per {done}, no CPU lazy"),
+            Some((done, "all")) => format!("per {done}, all other CPUs lazy"),
+            Some((done, few)) => format!("per {done}, {few} CPUs lazy"),
+            None => format!("per {}", self.name),
+        }
     }
 }
 
@@ -44,6 +57,7 @@ impl Told {
             match text(&line, "what")? {
                 "percpu" => percpu.push(hex(&line, "offset")?),
                 "case" => all.push(Told {
+                    name: text(&line, "name")?.into(),
                     policy: text(&line, "policy")?.into(),
                     mm: hex(&line, "mm")?,
                     mm_size: number(&line, "size")?,
@@ -89,6 +103,8 @@ struct Line {
 #[derive(Default)]
 pub struct Section {
     instructions: u64,
+    /// Those of the CPU that exits, forks and unmaps.
+    first_cpu: u64,
     atomics: u64,
     barriers: u64,
     lines: Vec<Line>,
@@ -106,7 +122,11 @@ impl Section {
             let section = all.last_mut().context("no section has begun")?;
             match what {
                 "cpu" => {
-                    section.instructions += number(&line, "instructions")?;
+                    let instructions = number(&line, "instructions")?;
+                    section.instructions += instructions;
+                    if number(&line, "cpu")? == 0 {
+                        section.first_cpu = instructions;
+                    }
                     section.atomics += number(&line, "atomics")?;
                     section.barriers += number(&line, "barriers")?;
                 }
@@ -176,7 +196,7 @@ impl Section {
         cases
     }
 
-    /// Everything, per trip.
+    /// Everything, per trip or the like.
     pub fn samples(&self, layout: &Layout, told: &Told) -> Vec<(&'static str, String, f64)> {
         let per_trip = |count: u64| count as f64 / told.trips as f64;
         let mut samples = Vec::new();
@@ -190,13 +210,14 @@ impl Section {
             "mm".into(),
             per_trip(of_mm.map(|line| line.writes).sum()),
         ));
-        for (what, count) in [
-            ("instructions", self.instructions),
-            ("atomics", self.atomics),
-            ("barriers", self.barriers),
-        ] {
-            samples.push((what, "all".into(), per_trip(count)));
+        let mut all = |what, case: &str, count| samples.push((what, case.into(), per_trip(count)));
+        all("instructions", "all", self.instructions);
+        // On a trip every CPU does the same.
+        if told.name != "trip" {
+            all("instructions", "its own CPU", self.first_cpu);
         }
+        all("atomics", "all", self.atomics);
+        all("barriers", "all", self.barriers);
         samples
     }
 }
@@ -239,7 +260,18 @@ what=end
         let told = Told::parse(CONSOLE).unwrap();
         let sections = Section::parse(written).unwrap();
         assert_eq!((told.len(), sections.len()), (2, 2));
+        assert_eq!(told[1].unit(), "per trip");
         sections[1].samples(&layout::tests::example(), &told[1])
+    }
+
+    #[test]
+    fn an_exit_says_what_its_own_cpu_does() {
+        let console = CONSOLE.replace("name=trip", "name=exit-3");
+        let told = Told::parse(&console).unwrap();
+        assert_eq!(told[1].unit(), "per exit, 3 CPUs lazy");
+        let section = &Section::parse(WRITTEN).unwrap()[1];
+        let samples = section.samples(&layout::tests::example(), &told[1]);
+        assert!(samples.contains(&("instructions", "its own CPU".into(), 60.0)));
     }
 
     #[test]

@@ -190,6 +190,8 @@ pub fn variants(name: &str) -> Result<Vec<&'static Variant>> {
 pub struct Built {
     pub variant: &'static Variant,
     pub image: PathBuf,
+    /// kbuild's `O=`.
+    pub out: PathBuf,
     initramfs: PathBuf,
 }
 
@@ -208,6 +210,7 @@ impl Built {
         Ok(Built {
             variant,
             image,
+            out: build.out,
             initramfs,
         })
     }

@@ -15,6 +15,7 @@ use anyhow::Result;
 use clap::Args;
 
 use crate::bench::ipis;
+use crate::bench::lines;
 use crate::bench::run;
 use crate::checks::guests::{
     bogus, efi_called, ended, hang, kexeced, variants, Built, TestGuest, Variant, BOGUS, HANG,
@@ -120,6 +121,9 @@ impl Plan<'_> {
                         if !usual || !self.options.policy.is_empty() {
                             continue;
                         }
+                        if !arch.is_program() {
+                            uses.push(Use::Lines(kind));
+                        }
                         if !arch.sysrq.is_empty() {
                             uses.push(Use::Guest(kind, HANG));
                         }
@@ -152,6 +156,8 @@ struct Kernel {
 #[derive(Clone, Copy)]
 enum Use {
     Guest(&'static Kind, &'static str),
+    /// The count of lines that move per trip.
+    Lines(&'static Kind),
     Run,
     Off,
     Bench,
@@ -161,6 +167,7 @@ impl Use {
     fn stage(&self, variant: &Variant) -> String {
         match self {
             Use::Guest(kind, policy) => format!("{}/{policy}", variant.guest(kind.name)),
+            Use::Lines(kind) => format!("{}/lines", variant.guest(kind.name)),
             Use::Run => "run".into(),
             Use::Off => "off".into(),
             Use::Bench => "bench".into(),
@@ -291,6 +298,7 @@ impl Work<'_> {
             let Ok((use_of, built)) = next else { return };
             self.stage(&use_of.stage(built.variant), || match &use_of {
                 Use::Guest(kind, policy) => self.guest(kind, &built, policy),
+                Use::Lines(kind) => lines_of(self.project, kind, &built),
                 Use::Run => main_job(self.project, &built),
                 Use::Off => off::option_off(self.shop, arch::find("x86_64")?),
                 Use::Bench => small_bench(self.project, &built),
@@ -393,6 +401,13 @@ fn main_job(project: &Project, built: &Built) -> Result<Vec<Case>> {
     Ok(cases.into_iter().map(|case| case.within("run")).collect())
 }
 
+/// Which lines move per trip.
+fn lines_of(project: &Project, kind: &'static Kind, built: &Built) -> Result<Vec<Case>> {
+    let cases = lines::cases(project, kind, &built.out, &built.image)?;
+    let stage = Use::Lines(kind).stage(built.variant);
+    Ok(cases.into_iter().map(|case| case.within(&stage)).collect())
+}
+
 /// Counts of a few seconds, and what must hold for them.
 fn small_bench(project: &Project, built: &Built) -> Result<Vec<Case>> {
     let arch = arch::find("x86_64")?;
@@ -452,12 +467,12 @@ mod tests {
         assert_eq!(
             planned("test --variant test"),
             [
-                "x86_64: run off bench x86_64/refcount x86_64/shootdown x86_64/handover x86_64/hang \
+                "x86_64: run off bench x86_64/refcount x86_64/shootdown x86_64/handover x86_64/lines x86_64/hang \
                  x86_64/bogus",
-                "arm64: arm64/refcount arm64/shootdown arm64/handover arm64/hang",
-                "s390: s390/refcount s390/shootdown s390/handover s390/hang",
-                "powerpc: powerpc-radix/refcount powerpc-radix/shootdown powerpc-radix/handover \
-                 powerpc-radix/hang powerpc-hash/refcount powerpc-hash/shootdown powerpc-hash/handover \
+                "arm64: arm64/refcount arm64/shootdown arm64/handover arm64/lines arm64/hang",
+                "s390: s390/refcount s390/shootdown s390/handover s390/lines s390/hang",
+                "powerpc: powerpc-radix/refcount powerpc-radix/shootdown powerpc-radix/handover powerpc-radix/lines \
+                 powerpc-radix/hang powerpc-hash/refcount powerpc-hash/shootdown powerpc-hash/handover powerpc-hash/lines \
                  powerpc-hash/hang",
             ]
         );
@@ -468,7 +483,7 @@ mod tests {
         assert_eq!(
             planned("test --arch powerpc-hash"),
             [
-                "powerpc: powerpc-hash/refcount powerpc-hash/shootdown powerpc-hash/handover \
+                "powerpc: powerpc-hash/refcount powerpc-hash/shootdown powerpc-hash/handover powerpc-hash/lines \
                  powerpc-hash/hang"
             ]
         );
