@@ -158,7 +158,7 @@ fn build(project: &Project, options: &Options, config: &Path) -> Result<()> {
         None => (project.cache).path(format!("lab/{}-{}", arch.name, shop.base.id)),
     };
     let build = shop.build_own(arch, out.join("build"))?;
-    let refused = build.configure_own(&config, &project.repo.join("configs/lab.config"))?;
+    let (_, refused) = build.configure_own(&config, &project.repo.join("configs/lab.config"))?;
     check_config(&shop.tree, &refused)?;
 
     let tools = out.join("lab");

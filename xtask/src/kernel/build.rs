@@ -202,13 +202,15 @@ impl<'a> Build<'a> {
         Ok(left_out)
     }
 
-    /// Makes `.config` from a person's own with a fragment on top, and returns the lines of the
-    /// fragment that are not in it.
-    pub fn configure_own(&self, own: &str, fragment: &Path) -> Result<Vec<String>> {
+    /// Makes `.config` from a person's own with a fragment on top, and returns it with the lines of
+    /// the fragment that are not in it.
+    pub fn configure_own(&self, own: &str, fragment: &Path) -> Result<(String, Vec<String>)> {
         sh::write_whole(&self.out.join(".config"), own.as_bytes())?;
         let text = fs::read_to_string(fragment)
             .with_context(|| format!("reading {}", fragment.display()))?;
-        Ok(refused(&[text], &self.merge(&[fragment.to_owned()])?))
+        let config = self.merge(&[fragment.to_owned()])?;
+        let refused = refused(&[text], &config);
+        Ok((config, refused))
     }
 
     /// Puts fragments on top of `.config` and returns what kconfig makes of it.
