@@ -89,24 +89,21 @@ impl Cache {
 
     /// Fails early where `purpose` would fill the disk.
     pub fn need_space(&self, gib: u64, purpose: &str) -> Result<()> {
-        need_space(&self.root, gib, purpose)
+        let dir = &self.root;
+        let stat = statvfs(dir).with_context(|| format!("looking at {}", dir.display()))?;
+        let free = (stat.f_bavail * stat.f_frsize) >> 30;
+        if free >= gib {
+            return Ok(());
+        }
+        Err(fail(
+            Exit::Environment,
+            format!(
+                "disk full: {purpose} needs {gib} GiB and {} has {free} GiB free",
+                dir.display()
+            ),
+            DISK_REMEDY,
+        ))
     }
-}
-
-fn need_space(dir: &Path, gib: u64, purpose: &str) -> Result<()> {
-    let stat = statvfs(dir).with_context(|| format!("looking at {}", dir.display()))?;
-    let free = (stat.f_bavail * stat.f_frsize) >> 30;
-    if free >= gib {
-        return Ok(());
-    }
-    Err(fail(
-        Exit::Environment,
-        format!(
-            "disk full: {purpose} needs {gib} GiB and {} has {free} GiB free",
-            dir.display()
-        ),
-        DISK_REMEDY,
-    ))
 }
 
 /// A short name for some content.
@@ -130,13 +127,14 @@ mod tests {
     #[test]
     fn too_little_space_says_how_much_where_and_the_remedy() {
         let dir = tempfile::tempdir().unwrap();
-        let error = need_space(dir.path(), 1 << 30, "a kernel build").unwrap_err();
+        let cache = Cache::at(dir.path().to_owned()).unwrap();
+        let error = cache.need_space(1 << 30, "a kernel build").unwrap_err();
         let (exit, error) = classify(error);
         let text = error.to_string();
         assert_eq!(exit, Exit::Environment);
         assert!(text.contains("GiB") && text.contains(&dir.path().display().to_string()));
         assert!(text.contains("XDG_CACHE_HOME"));
-        need_space(dir.path(), 0, "nothing").unwrap();
+        cache.need_space(0, "nothing").unwrap();
     }
 
     #[test]

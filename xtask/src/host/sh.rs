@@ -208,7 +208,10 @@ pub fn logged(
 
 /// A failure that shows the end of a log; a full disk is recognised in it.
 pub fn log_failure(what: &str, log: &Path, exit: Exit, remedy: &str) -> anyhow::Error {
-    let shown_tail = tail(log, TAIL_LINES);
+    let text = fs::read(log).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    let lines: Vec<&str> = text.lines().collect();
+    let shown_tail = lines[lines.len().saturating_sub(TAIL_LINES)..].join("\n");
     let full = shown_tail.contains("No space left on device");
     let (exit, what, remedy) = if full {
         (
@@ -228,13 +231,6 @@ pub fn log_failure(what: &str, log: &Path, exit: Exit, remedy: &str) -> anyhow::
         what,
         format!("{remedy} (whole log: {})", log.display()),
     )
-}
-
-pub fn tail(path: &Path, count: usize) -> String {
-    let text = fs::read(path).unwrap_or_default();
-    let text = String::from_utf8_lossy(&text);
-    let lines: Vec<&str> = text.lines().collect();
-    lines[lines.len().saturating_sub(count)..].join("\n")
 }
 
 pub fn find_program(name: &str, path: &std::ffi::OsStr) -> Option<std::path::PathBuf> {

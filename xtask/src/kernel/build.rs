@@ -85,7 +85,6 @@ impl<'a> Build<'a> {
                 format!("use one of: {}", known.join(", ")),
             ));
         }
-        tools.check_rustc(arch)?;
         let versions = [
             &tools.clang_version,
             &tools.llvm,
@@ -104,15 +103,11 @@ impl<'a> Build<'a> {
         let parts: Vec<&[u8]> = parts.iter().map(Vec::as_slice).collect();
         // A person's own tree may change in any way between two builds.
         let inputs = (source.origin != Origin::User).then(|| digest(&parts));
+        let out = cache.path("build").join(name);
         Ok(Build {
-            arch,
             variant,
-            out: cache.dir(Path::new("build").join(name))?,
-            source,
-            tools,
-            ccache: cache.dir("ccache")?,
             inputs,
-            optional: BTreeSet::new(),
+            ..Build::own(cache, tools, source, arch, out)?
         })
     }
 

@@ -13,7 +13,7 @@ use walkdir::WalkDir;
 
 use crate::host::cache::{Cache, Part};
 use crate::host::failure::{fail, Exit};
-use crate::host::sh::{self, Progress};
+use crate::host::sh;
 use crate::series::base::{Base, Origin};
 use crate::series::patch::{
     assemble, changed, on_top, Changes, Content, Patch, Selection, Series, Step,
@@ -21,8 +21,6 @@ use crate::series::patch::{
 
 /// 2026-01-01; a fixed date makes commit ids reproducible.
 const EPOCH: u64 = 1_767_225_600;
-/// Roughly how many files a kernel tree has, for progress.
-const FILES: u64 = 96_000;
 
 /// What the names end with of the tree in [`stepped`], and of what is built of it.
 pub const STEPPED: &str = "-bisect";
@@ -140,7 +138,6 @@ pub fn files_of(dir: &Path) -> Result<BTreeSet<PathBuf>> {
 /// Nothing ever writes into a file of such a tree: a changed file is a new one, renamed over it.
 fn mirror(from: &Path, to: &Path, but: &BTreeSet<PathBuf>) -> Result<()> {
     println!("copying {} to {}", from.display(), to.display());
-    let mut progress = Progress::counted("files", FILES);
     let wanted = files_of(from)?;
     for path in wanted.difference(but) {
         let (source, target) = (from.join(path), to.join(path));
@@ -149,7 +146,6 @@ fn mirror(from: &Path, to: &Path, but: &BTreeSet<PathBuf>) -> Result<()> {
             (there.len(), there.mtime(), there.mtime_nsec(), there.mode())
                 == (meta.len(), meta.mtime(), meta.mtime_nsec(), meta.mode())
         });
-        progress.tick("");
         if same {
             continue;
         }
@@ -307,7 +303,6 @@ fn repository(cache: &Cache, base: &Base) -> Result<PathBuf> {
         return Ok(git_dir);
     }
     println!("putting Linux {} into {}", base.version, git_dir.display());
-    let mut progress = Progress::counted("files", FILES);
     fast_import(&git_dir, |to| {
         writeln!(to, "commit {}", base_ref(base))?;
         writeln!(to, "committer {} {EPOCH} +0000", identity())?;
@@ -321,7 +316,6 @@ fn repository(cache: &Cache, base: &Base) -> Result<PathBuf> {
                 let content = Content::read(&source)?.context("a file went away")?;
                 file(to, mode(&content), &path, &content.bytes)?;
             }
-            progress.tick("");
         }
         Ok(())
     })?;
