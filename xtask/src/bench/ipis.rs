@@ -3,7 +3,7 @@
 //! All that is compared are counts of the kernel's own.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{ensure, Context, Result};
@@ -172,7 +172,7 @@ impl Record {
 fn measure(
     vm: &Vm<'_>,
     options: &Options,
-    keep: impl Fn(&[Record]) -> Result<()>,
+    mut keep: impl FnMut(&[Record]) -> Result<()>,
 ) -> Result<Vec<Record>> {
     let initramfs = vm.project.guest_initramfs(vm.arch, "bench-init")?;
     let limit = Duration::from_secs(options.timeout);
@@ -313,17 +313,14 @@ pub fn run(
         samples: Vec::new(),
     };
     let unusual = format!("seed{seed}");
-    // A later guest may not come to its end.
-    let keep = |samples: &mut Samples, records: &[Record]| {
+    let mut path = PathBuf::new();
+    let records = measure(&vm, options, |records| {
+        // A later guest may not come to its end.
         let all = records.iter().flat_map(|record| record.samples(*cpus));
         samples.samples = all.collect();
-        samples.write(&project.repo, *cpus, &[&unusual], json)
-    };
-    let so_far = std::cell::RefCell::new(&mut samples);
-    let records = measure(&vm, options, |records| {
-        keep(&mut so_far.borrow_mut(), records).map(drop)
+        path = samples.write(&project.repo, *cpus, &[&unusual], json)?;
+        Ok(())
     })?;
-    let path = keep(&mut samples, &records)?;
     println!("\n{}\n\n{}", samples.table(), path.display());
     let cases = verdict(&records);
     let failed = case::print_failed(&cases);
@@ -499,14 +496,14 @@ lazy-tlb-guest: done status=0
             timeout: 30,
             ..small()
         };
-        let kept = std::cell::Cell::new(0);
+        let mut kept = 0;
         let records = measure(&vm, &options, |so_far| {
-            kept.set(kept.get() + 1);
-            assert_eq!(so_far.len(), kept.get());
+            kept += 1;
+            assert_eq!(so_far.len(), kept);
             Ok(())
         })
         .unwrap();
-        assert_eq!((records.len(), kept.get()), (2 * 2 * 3, 12));
+        assert_eq!((records.len(), kept), (2 * 2 * 3, 12));
         let last = &records[11];
         let facts = (last.workload.as_str(), last.policy.as_str(), last.run);
         assert_eq!(facts, ("threaded", "handover", 2));
