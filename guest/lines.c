@@ -12,6 +12,7 @@
  * From the kernel command line: LAZY_TLB_POLICIES (to be set one after the
  * other; none: the one of this boot), LAZY_TLB_TRIPS (of each thread, 100),
  * LAZY_TLB_LIVES (exits, forks and unmaps of each kind that are counted, 0).
+ * LAZY_TLB_CGROUP=1 runs it in a cgroup with the controller cpu, not in the root.
  * From the file /layout: where things are in the kernel.
  */
 #include "common.h"
@@ -368,9 +369,21 @@ static void lives(const struct lazy_cpus *cpus, void *unused)
 
 /* ---- the run ------------------------------------------------------------ */
 
+#define CGROUPS		"/cgroups"
+#define CGROUP		CGROUPS "/travellers"
+
+static void enter_cgroup(void)
+{
+	if (mkdir(CGROUPS, 0755) || mount("none", CGROUPS, "cgroup2", 0, NULL) ||
+	    mkdir(CGROUP, 0755) ||
+	    !lazy_write_file(CGROUPS "/cgroup.subtree_control", "+cpu") ||
+	    !lazy_write_file(CGROUP "/cgroup.procs", "0"))
+		guest_problem("cannot enter a cgroup: %s", strerror(errno));
+}
+
 int main(void)
 {
-	static char none[] = "", list[256];
+	static char none[] = "", list[1024];
 	unsigned long offsets;
 	struct lazy_cpus cpus;
 	char *policy, *rest;
@@ -378,6 +391,8 @@ int main(void)
 
 	guest_start();
 	lazy_cpus_get(&cpus);
+	if (lazy_env("LAZY_TLB_CGROUP", 0))
+		enter_cgroup();
 	offsets = layout("__per_cpu_offset");
 	for (i = 0; offsets && i < cpus.nr; i++)
 		guest_line("lazy-tlb-lines: what=percpu cpu=%d offset=%#lx", cpus.cpu[i],

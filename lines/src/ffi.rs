@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Mutex, OnceLock};
 
 use crate::count::Counts;
-use crate::kind::{kind, Kind};
+use crate::kind::{kind, kind_of_arm64, Kind};
 use crate::model::{Access, CPUS};
 
 type Id = u64;
@@ -73,6 +73,10 @@ extern "C" {
     fn qemu_plugin_tb_get_insn(tb: *const Tb, at: usize) -> *mut Insn;
     fn qemu_plugin_insn_vaddr(insn: *const Insn) -> u64;
     fn qemu_plugin_insn_disas(insn: *const Insn) -> *mut c_char;
+    #[cfg(feature = "qemu7")]
+    fn qemu_plugin_insn_data(insn: *const Insn) -> *const u8;
+    #[cfg(not(feature = "qemu7"))]
+    fn qemu_plugin_insn_data(insn: *const Insn, to: *mut u8, most: usize) -> usize;
     fn qemu_plugin_mem_is_store(info: u32) -> bool;
     fn qemu_plugin_get_hwaddr(info: u32, vaddr: u64) -> *mut HwAddr;
     fn qemu_plugin_hwaddr_is_io(addr: *const HwAddr) -> bool;
@@ -253,6 +257,24 @@ extern "C" fn armed(id: Id) {
     unsafe { qemu_plugin_register_vcpu_tb_trans_cb(id, translate) };
 }
 
+/// The first four bytes of an instruction that has as many.
+///
+/// # Safety
+///
+/// The emulator translates it now.
+unsafe fn first_bytes(insn: *const Insn) -> [u8; 4] {
+    let mut bytes = [0; 4];
+    // SAFETY: the emulator's own instruction, as the caller says; every one of aarch64 has four bytes, and only those
+    // are looked at.
+    unsafe {
+        #[cfg(feature = "qemu7")]
+        std::ptr::copy_nonoverlapping(qemu_plugin_insn_data(insn), bytes.as_mut_ptr(), 4);
+        #[cfg(not(feature = "qemu7"))]
+        qemu_plugin_insn_data(insn, bytes.as_mut_ptr(), bytes.len());
+    }
+    bytes
+}
+
 fn as_data(number: usize) -> *mut c_void {
     std::ptr::without_provenance_mut(number)
 }
@@ -267,9 +289,12 @@ extern "C" fn translate(_: Id, tb: *mut Tb) {
     for (insn, at) in insns(tb) {
         let kind = unsafe {
             let text = qemu_plugin_insn_disas(insn);
-            let kind = kind(&setup.target, &CStr::from_ptr(text).to_string_lossy());
+            let said = kind(&setup.target, &CStr::from_ptr(text).to_string_lossy());
             free(text.cast());
-            kind
+            match setup.target.as_str() {
+                "aarch64" => kind_of_arm64(u32::from_le_bytes(first_bytes(insn))).unwrap_or(said),
+                _ => said,
+            }
         };
         let data = as_data(with_counts(|counts| counts.number((at, kind))) as usize);
         let mark = match at {

@@ -79,6 +79,17 @@ pub fn kind(target: &str, text: &str) -> Kind {
     }
 }
 
+/// What arm64's LSE brought, by its encoding: the disassembler of QEMU 10 in Debian does not know it.
+pub fn kind_of_arm64(insn: u32) -> Option<Kind> {
+    // LDADD and the like, and SWP.
+    let modifies = insn & 0x3b20_0c00 == 0x3820_0000;
+    // CAS and CASP.
+    let compares = insn & 0x3fa0_7c00 == 0x08a0_7c00 || insn & 0xbfa0_7c00 == 0x0820_7c00;
+    // LDAPR is among the former, and only loads.
+    let loads = insn & 0x3fff_fc00 == 0x38bf_c000;
+    ((modifies && !loads) || compares).then_some(Kind::Atomic)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -121,6 +132,31 @@ mod tests {
             ("riscv64", "fence r,rw", Plain),
         ] {
             assert_eq!(kind(target, text), expected, "{target}: {text}");
+        }
+    }
+
+    #[test]
+    fn atomics_of_arm64_are_known_by_their_encoding() {
+        let atomic = [
+            0xb8ea_0149, // ldaddal w10, w9, [x10]
+            0xb82a_013f, // stadd w10, [x9]
+            0xf8e9_8108, // swpal x9, x8, [x8]
+            0xc8e8_fd29, // casal x8, x9, [x9]
+            0x4868_7d2a, // caspa x8, x9, x10, x11, [x9]
+        ];
+        for insn in atomic {
+            assert_eq!(kind_of_arm64(insn), Some(Atomic), "{insn:#x}");
+        }
+        // ldr x8, [x9]; str w8, [x9, x10]; ldapr x8, [x9]; ldxr w10, [x8]; stxr w11, w10, [x8]; add x0, x0, #1
+        for insn in [
+            0xf940_0128,
+            0xb82a_6928,
+            0xf8bf_c128,
+            0x885f_7d0a,
+            0x880b_7d0a,
+            0x9100_0400,
+        ] {
+            assert_eq!(kind_of_arm64(insn), None, "{insn:#x}");
         }
     }
 }

@@ -56,9 +56,13 @@ pub struct Options {
         default_value = "refcount,shootdown"
     )]
     pub policy: Vec<String>,
-    /// How often each policy is booted, each time with another seed.
+    /// How often it is booted, each time with another seed.
     #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub boots: u32,
+    /// How often the policies take turns in one boot. A tick, with all that comes of it, is in some rounds and not in
+    /// others.
+    #[arg(long, default_value_t = 3, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=9))]
+    pub rounds: u32,
     /// Trips of each thread that are counted.
     #[arg(long, default_value_t = 100, value_name = "N")]
     pub trips: u32,
@@ -101,7 +105,7 @@ pub struct Results {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Sample {
     pub policy: String,
-    /// From 1.
+    /// From 1; each round of a boot has a number of its own.
     pub boot: u32,
     /// `transfers`, of which are `exclusive transfers`, `writes`, `instructions`, `atomics`, `barriers` or
     /// `trips`.
@@ -327,7 +331,7 @@ impl<'a> CountingGuest<'a> {
             options.trips,
             options.lives,
             if policies.len() > 1 {
-                policies.join(",")
+                vec![policies.join(","); options.rounds as usize].join(",")
             } else {
                 String::new()
             },
@@ -372,38 +376,56 @@ impl<'a> CountingGuest<'a> {
             ensure!(again == written, "two boots with the seed {seed} differ");
         }
         let (told, sections) = (Told::parse(&console)?, Section::parse(&written)?);
-        let mut ran: Vec<&str> = told.iter().map(|told| &*told.policy).collect();
-        ran.dedup();
+        let rounds = match policies.len() {
+            1 => 1,
+            _ => options.rounds,
+        };
+        let round = |number: usize| (boot - 1) * rounds + number as u32 + 1;
+        let runs: Vec<_> = told
+            .iter()
+            .zip(&sections)
+            .collect::<Vec<_>>()
+            .chunk_by(|(one, _), (other, _)| one.policy == other.policy)
+            .map(<[_]>::to_vec)
+            .collect();
+        let ran = runs.iter().map(|run| &*run[0].0.policy);
+        let asked = policies
+            .iter()
+            .cycle()
+            .take(policies.len() * rounds as usize);
         ensure!(
-            ran == policies && sections.len() == told.len(),
-            "the policies were {ran:?}, asked were {policies:?}"
+            ran.clone().eq(asked) && sections.len() == told.len(),
+            "the policies were {:?}, asked were {policies:?}",
+            ran.collect::<Vec<_>>()
         );
-        // Over all exits of a kind, and so on: in some of them a line does not move.
-        let mut sums: Vec<(Sample, f64)> = Vec::new();
-        let mut times: BTreeMap<(&str, String), f64> = BTreeMap::new();
-        for (section, told) in sections.iter().zip(&told) {
-            *times.entry((&told.policy, told.unit())).or_default() += 1.0;
-            for (what, case, value) in section.samples(&self.layout, told) {
-                let sample = Sample {
-                    policy: told.policy.clone(),
-                    boot,
+        let mut samples = Vec::new();
+        for (number, run) in runs.iter().enumerate() {
+            // Over all exits of a kind, and so on: in some of them a line does not move.
+            let mut sums: BTreeMap<(String, &str, String), f64> = BTreeMap::new();
+            let mut order = Vec::new();
+            for (told, section) in run {
+                for (what, case, value) in section.samples(&self.layout, told) {
+                    let key = (told.unit(), what, case);
+                    if !sums.contains_key(&key) {
+                        order.push(key.clone());
+                    }
+                    *sums.entry(key).or_default() += value;
+                }
+            }
+            for (unit, what, case) in order {
+                let times = run.iter().filter(|(told, _)| told.unit() == unit).count();
+                let sum = sums[&(unit.clone(), what, case.clone())];
+                samples.push(Sample {
+                    policy: run[0].0.policy.clone(),
+                    boot: round(number / policies.len()),
                     what: what.into(),
                     case,
                     cpus: options.cpus,
-                    unit: told.unit(),
-                    value: 0.0,
-                };
-                match sums.iter_mut().find(|(known, _)| *known == sample) {
-                    Some((_, sum)) => *sum += value,
-                    None => sums.push((sample, value)),
-                }
+                    unit,
+                    value: sum / times as f64,
+                });
             }
         }
-        let mean = |(sample, sum): (Sample, f64)| {
-            let value = sum / times[&(&*sample.policy, sample.unit.clone())];
-            Sample { value, ..sample }
-        };
-        let samples = sums.into_iter().map(mean).collect();
         Ok(samples)
     }
 }
@@ -421,13 +443,14 @@ pub fn run(
     let version = sh::capture(Command::new(arch.qemu).arg("--version"))?;
     let mut results = Results {
         command: format!(
-            "cargo xtask bench lines --arch {} --variant {} --cpus {} --policy {} --boots {} \
+            "cargo xtask bench lines --arch {} --variant {} --cpus {} --policy {} --boots {} --rounds {} \
              --trips {} --lives {} --turn {} --seed {}{}",
             arch.name,
             build.variant,
             options.cpus,
             options.policy.join(","),
             options.boots,
+            options.rounds,
             options.trips,
             options.lives,
             options.turn,
@@ -476,6 +499,7 @@ pub fn cases(
         cpus: 4,
         policy: policy::ALL.map(str::to_owned).into(),
         boots: 1,
+        rounds: 3,
         trips: 50,
         lives: 0,
         turn: 300,
@@ -496,12 +520,14 @@ pub fn cases(
 
 /// Whether `refcount` writes the mm twice a trip, as the counter must see, and the others do not.
 fn judge(samples: &[Sample]) -> Vec<Case> {
-    let value = |policy: &str, what: &str, case: &str| {
+    let spread = |policy: &str, what: &str, case: &str| {
         Spread::of(samples, PER_TRIP, policy, what, case)
-            .map(|spread| spread.0)
             .with_context(|| format!("no {what} of {case} with {policy}"))
     };
-    let writes = value(policy::REFCOUNT, "writes", "mm");
+    let value = |policy: &str, what: &str, case: &str| Ok(spread(policy, what, case)?.0);
+    // There may have been a tick in the others.
+    let least = |policy: &str| anyhow::Ok(spread(policy, "instructions", "all")?.1);
+    let writes: Result<f64> = value(policy::REFCOUNT, "writes", "mm");
     let counted = writes.and_then(|writes| {
         ensure!((1.9..2.2).contains(&writes), "{writes:.3} writes per trip");
         Ok(())
@@ -514,10 +540,7 @@ fn judge(samples: &[Sample]) -> Vec<Case> {
             Ok(())
         };
         let short = || {
-            let (own, base) = (
-                value(policy, "instructions", "all")?,
-                value(policy::REFCOUNT, "instructions", "all")?,
-            );
+            let (own, base) = (least(policy)?, least(policy::REFCOUNT)?);
             ensure!(
                 own < base * (1.0 + MARGIN / 100.0),
                 "{own:.0} instructions per trip, {base:.0} with refcount"
