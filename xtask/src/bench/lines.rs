@@ -10,21 +10,19 @@ use std::time::Duration;
 
 use anyhow::{ensure, Context, Result};
 use clap::Args;
-use comfy_table::{CellAlignment, Table};
 use serde::{Deserialize, Serialize};
 
 use crate::bench::layout::Layout;
 use crate::bench::transfers::{Section, Told};
 use crate::guest::initramfs::{self, GuestFile};
 use crate::guest::machine::{self, Append, Guest};
-use crate::host::arch::{Arch, Kind};
-use crate::host::policy;
+use crate::host::arch::Arch;
 use crate::host::sh;
 use crate::kernel::build::Build;
 use crate::kernel::workshop::Project;
-use crate::results::case::Case;
 use crate::results::machine::{of_this_machine, Machine};
-use crate::results::sample::append_option;
+use crate::results::sample::{self, append_option, Samples};
+use crate::results::table;
 
 /// Nothing of this machine's time gets into the guest.
 const STEADY: [&str; 4] = [
@@ -41,7 +39,7 @@ pub const FILES: &str = "lines-";
 /// How many of the lines that many CPUs share are told of a trip; of others, half of them.
 const TOP: usize = 10;
 /// What most counts are per.
-const PER_TRIP: &str = "per trip";
+pub const PER_TRIP: &str = "per trip";
 /// What is counted.
 #[derive(Args, Clone)]
 pub struct Options {
@@ -117,11 +115,17 @@ pub struct Sample {
     pub value: f64,
 }
 
-/// Over the boots.
-struct Spread(f64, f64, f64);
+/// Over the boots and rounds: the median, the least, the greatest.
+pub struct Spread(pub f64, pub f64, pub f64);
 
 impl Spread {
-    fn of(samples: &[Sample], unit: &str, policy: &str, what: &str, case: &str) -> Option<Self> {
+    pub fn of(
+        samples: &[Sample],
+        unit: &str,
+        policy: &str,
+        what: &str,
+        case: &str,
+    ) -> Option<Self> {
         let of =
             |s: &&Sample| s.unit == unit && s.policy == policy && s.what == what && s.case == case;
         let mut values: Vec<f64> = samples.iter().filter(of).map(|s| s.value).collect();
@@ -193,21 +197,42 @@ impl Results {
             rows.push(("instructions", "its own CPU"));
         }
         rows.extend(["atomics", "barriers"].map(|what| (what, "all")));
-        let mut table = Table::new();
-        table.load_preset(comfy_table::presets::ASCII_MARKDOWN);
-        table.set_header([unit].iter().chain(&policies));
-        for (what, case) in rows {
+        let lines = rows.into_iter().map(|(what, case)| {
             let cell = |policy: &&str| spread(policy, what, case).map_or("-".into(), |s| s.shown());
             let name = match case {
                 "all" => what.to_owned(),
                 case => format!("{what}, {case}"),
             };
-            table.add_row(std::iter::once(name).chain(policies.iter().map(cell)));
+            std::iter::once(name)
+                .chain(policies.iter().map(cell))
+                .collect::<Vec<_>>()
+        });
+        table::of([unit].iter().chain(&policies), lines, &[0])
+    }
+
+    /// What the mm's lines do per trip, for a plot over CPUs.
+    pub fn of_mm(&self) -> Samples {
+        let of_mm = |s: &&Sample| s.unit == PER_TRIP && s.what == "transfers" && s.case == "mm";
+        let samples = self.samples.iter().filter(of_mm).map(|s| sample::Sample {
+            policy: s.policy.clone(),
+            boot: s.boot,
+            round: 1,
+            what: s.what.clone(),
+            case: s.case.clone(),
+            cpus: s.cpus,
+            unit: s.unit.clone(),
+            value: s.value,
+        });
+        Samples {
+            command: self.command.clone(),
+            machine: self.machine.clone(),
+            guest: self.guest.clone(),
+            append: String::new(),
+            kernel: String::new(),
+            variant: self.variant.clone(),
+            clock: "none".into(),
+            samples: samples.collect(),
         }
-        for column in table.column_iter_mut().skip(1) {
-            column.set_cell_alignment(CellAlignment::Right);
-        }
-        table.to_string()
     }
 
     /// Its part of the report.
@@ -430,6 +455,24 @@ impl<'a> CountingGuest<'a> {
     }
 }
 
+/// Counts on a kernel.
+pub fn count(
+    project: &Project,
+    arch: &'static Arch,
+    out: &Path,
+    image: &Path,
+    options: &Options,
+) -> Result<Vec<Sample>> {
+    let guest = CountingGuest::prepare(project, arch, out, image)?;
+    let mut samples = Vec::new();
+    for boot in 1..=options.boots {
+        for policies in guest.turns(&options.policy) {
+            samples.extend(guest.count(policies, boot, options)?);
+        }
+    }
+    Ok(samples)
+}
+
 /// `bench lines` itself: the guests, the file, the table.
 pub fn run(
     project: &Project,
@@ -439,9 +482,8 @@ pub fn run(
 ) -> Result<()> {
     let arch = build.arch;
     let image = build.image()?;
-    let guest = CountingGuest::prepare(project, arch, &build.out, &image)?;
     let version = sh::capture(Command::new(arch.qemu).arg("--version"))?;
-    let mut results = Results {
+    let results = Results {
         command: format!(
             "cargo xtask bench lines --arch {} --variant {} --cpus {} --policy {} --boots {} --rounds {} \
              --trips {} --lives {} --turn {} --seed {}{}",
@@ -463,106 +505,21 @@ pub fn run(
         line_bytes: arch.line_bytes,
         variant: build.variant.into(),
         qemu: version.lines().next().unwrap_or_default().into(),
-        samples: Vec::new(),
+        samples: count(project, arch, &build.out, &image, options)?,
     };
     let path = match json {
         Some(path) => path.to_owned(),
         None => of_this_machine(&project.repo)?
             .join(format!("{FILES}{}-{}.json", arch.name, options.cpus)),
     };
-    for boot in 1..=options.boots {
-        for policies in guest.turns(&options.policy) {
-            results
-                .samples
-                .extend(guest.count(policies, boot, options)?);
-            sh::write_whole(&path, serde_json::to_string_pretty(&results)?.as_bytes())?;
-        }
-    }
+    sh::write_whole(&path, serde_json::to_string_pretty(&results)?.as_bytes())?;
     println!("\n{}\n\n{}", results.tables(), path.display());
     Ok(())
-}
-
-/// How often a line of an mm may be written per trip by who counts nobody: another process on a CPU that a
-/// trip goes through writes its own.
-const HARDLY: f64 = 0.05;
-/// How many per cent more instructions than with `refcount` a trip may have.
-const MARGIN: f64 = 2.0;
-
-/// What must hold for the trips of a few CPUs on a kernel that is tested.
-pub fn cases(
-    project: &Project,
-    kind: &'static Kind,
-    out: &Path,
-    image: &Path,
-) -> Result<Vec<Case>> {
-    let options = Options {
-        cpus: 4,
-        policy: policy::ALL.map(str::to_owned).into(),
-        boots: 1,
-        rounds: 3,
-        trips: 50,
-        lives: 0,
-        turn: 300,
-        seed: 1,
-        twice: false,
-        append: Append {
-            words: kind.append.to_owned(),
-        },
-        timeout: 600,
-    };
-    let guest = CountingGuest::prepare(project, kind.arch(), out, image)?;
-    let mut samples = Vec::new();
-    for policies in guest.turns(&options.policy) {
-        samples.extend(guest.count(policies, 1, &options)?);
-    }
-    Ok(judge(&samples))
-}
-
-/// Whether `refcount` writes the mm twice a trip, as the counter must see, and the others do not.
-fn judge(samples: &[Sample]) -> Vec<Case> {
-    let spread = |policy: &str, what: &str, case: &str| {
-        Spread::of(samples, PER_TRIP, policy, what, case)
-            .with_context(|| format!("no {what} of {case} with {policy}"))
-    };
-    let value = |policy: &str, what: &str, case: &str| Ok(spread(policy, what, case)?.0);
-    // There may have been a tick in the others.
-    let least = |policy: &str| anyhow::Ok(spread(policy, "instructions", "all")?.1);
-    let writes: Result<f64> = value(policy::REFCOUNT, "writes", "mm");
-    let counted = writes.and_then(|writes| {
-        ensure!((1.9..2.2).contains(&writes), "{writes:.3} writes per trip");
-        Ok(())
-    });
-    let mut cases = vec![Case::of("refcount writes the mm twice a trip", counted)];
-    for policy in policy::ALL.into_iter().filter(|p| *p != policy::REFCOUNT) {
-        let few = |what: &str| {
-            let value = value(policy, what, "mm")?;
-            ensure!(value < HARDLY, "{value:.3} {what} per trip");
-            Ok(())
-        };
-        let short = || {
-            let (own, base) = (least(policy)?, least(policy::REFCOUNT)?);
-            ensure!(
-                own < base * (1.0 + MARGIN / 100.0),
-                "{own:.0} instructions per trip, {base:.0} with refcount"
-            );
-            Ok(())
-        };
-        cases.push(Case::of(
-            format!("{policy} writes no line of the mm"),
-            few("writes").and_then(|()| few("transfers")),
-        ));
-        cases.push(Case::of(
-            format!("{policy} takes no more instructions"),
-            short(),
-        ));
-    }
-    cases
 }
 
 #[cfg(test)]
 pub mod tests {
     use super::*;
-    use crate::results::case::Status;
 
     fn sample(policy: &str, boot: u32, what: &str, case: &str, value: f64) -> Sample {
         Sample {
@@ -613,32 +570,5 @@ pub mod tests {
         let text = serde_json::to_string(&results).unwrap();
         let read: Results = serde_json::from_str(&text).unwrap();
         assert_eq!(read.samples, results.samples);
-    }
-
-    #[test]
-    fn a_kernel_that_writes_the_mm_is_found() {
-        let judged = |writes: f64, moves: f64, more: f64| {
-            let mut samples = Vec::new();
-            for policy in policy::ALL {
-                let counts = policy == policy::REFCOUNT;
-                let own = |here: f64| if counts { 2.0 } else { here };
-                samples.push(sample(policy, 1, "writes", "mm", own(writes)));
-                samples.push(sample(policy, 1, "transfers", "mm", own(moves)));
-                let instructions = if counts { 5000.0 } else { 5000.0 + more };
-                samples.push(sample(policy, 1, "instructions", "all", instructions));
-            }
-            let cases = judge(&samples);
-            cases
-                .iter()
-                .map(|case| case.status == Status::Pass)
-                .collect::<Vec<_>>()
-        };
-        assert_eq!(judged(0.0, 0.01, 10.0), [true; 5]);
-        assert_eq!(judged(1.0, 0.0, 0.0), [true, false, true, false, true]);
-        assert_eq!(judged(0.0, 1.0, 0.0), [true, false, true, false, true]);
-        assert_eq!(judged(0.0, 0.0, 150.0), [true, true, false, true, false]);
-        // A counter that sees nothing shows nothing.
-        let blind = judge(&[sample(policy::REFCOUNT, 1, "writes", "mm", 0.0)]);
-        assert!(blind.iter().all(|case| case.status == Status::Fail));
     }
 }

@@ -4,6 +4,7 @@ pub mod bisect;
 pub mod drift;
 pub mod fences;
 pub mod guests;
+pub mod lines;
 pub mod lint;
 pub mod litmus;
 pub mod mutants;

@@ -15,12 +15,12 @@ use anyhow::Result;
 use clap::Args;
 
 use crate::bench::ipis;
-use crate::bench::lines;
 use crate::bench::run;
 use crate::checks::guests::{
     bogus, efi_called, ended, hang, kexeced, variants, Built, TestGuest, Variant, BOGUS, HANG,
     SECONDS,
 };
+use crate::checks::lines;
 use crate::checks::litmus;
 use crate::checks::off;
 use crate::checks::series;

@@ -156,6 +156,19 @@ impl Folder {
         for (file, lines) in &self.lines {
             report.push_str(&lines.section(file));
         }
+        let mut guests: BTreeMap<&str, Vec<Samples>> = BTreeMap::new();
+        for lines in self
+            .lines
+            .values()
+            .filter(|lines| !lines.command.contains("--append"))
+        {
+            guests.entry(&lines.guest).or_default().push(lines.of_mm());
+        }
+        for (guest, counted) in guests.iter().filter(|(_, counted)| counted.len() > 1) {
+            let name = format!("{}{guest}.svg", lines::FILES);
+            report.push_str(&format!("\n![Lines of the mm, {guest}]({name})\n"));
+            written.insert(name, plot(&counted.iter().collect::<Vec<_>>())?);
+        }
         report.push_str("\n## Missing\n\n");
         report.push_str(&list(&self.missing()));
         if !self.unknown.is_empty() {
