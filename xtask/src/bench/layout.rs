@@ -30,13 +30,16 @@ fn fields(pahole: &str) -> Vec<Field> {
     pahole.lines().filter_map(of).filter(named).collect()
 }
 
-/// Which field a place is in: the shortest, for a struct is around its fields. What has no length goes on
-/// to the end.
+/// Which field a place is in: the shortest, for a struct is around its fields. An array without a length at the
+/// end goes on to the end; a struct without fields is nowhere.
 fn field_at(fields: &[Field], at: u64) -> &str {
-    let size = |field: &Field| if field.2 == 0 { u64::MAX } else { field.2 };
-    let around = |field: &&Field| field.1 <= at && at - field.1 < size(field);
-    let found = fields.iter().filter(around).min_by_key(|field| size(field));
-    found.map_or("rest", |field| &field.0)
+    let around = |field: &&Field| field.1 <= at && at - field.1 < field.2;
+    let found = fields.iter().filter(around).min_by_key(|field| field.2);
+    let last = fields.iter().map(|field| field.1).max().unwrap_or_default();
+    let open = |field: &&Field| field.2 == 0 && field.1 == last && last <= at;
+    found
+        .or_else(|| fields.iter().rfind(open))
+        .map_or("rest", |field| &field.0)
 }
 
 pub struct Layout {
@@ -174,6 +177,7 @@ struct mm_struct {
 \t\t\tint        w;                    /*   136     4 */
 \t\t} gen;                                   /*   136     8 */
 \t} __attribute__((__aligned__(64))) __attribute__((__aligned__(64)));              /*     0   192 */
+\tstruct none                nothing;              /*   140     0 */
 \tlong unsigned int          cpu_bitmap[];         /*   192     0 */
 
 \t/* size: 192, cachelines: 3, members: 2 */

@@ -125,6 +125,10 @@ impl<'a> Guest<'a> {
         qemu.args(self.arch.machine)
             .args(["-accel", &self.accel, "-cpu", cpu]);
         qemu.args(["-m", "2G", "-smp", &self.smp.to_string()]);
+        // The interrupt controller that QEMU has unless told so serves no more.
+        if self.arch.name == "arm64" && self.smp > 8 {
+            qemu.args(["-machine", "gic-version=3"]);
+        }
         qemu.args([
             "-nodefaults",
             "-nographic",
