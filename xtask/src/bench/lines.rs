@@ -512,7 +512,8 @@ pub fn run(
         None => of_this_machine(&project.repo)?
             .join(format!("{FILES}{}-{}.json", arch.name, options.cpus)),
     };
-    sh::write_whole(&path, serde_json::to_string_pretty(&results)?.as_bytes())?;
+    let text = serde_json::to_string(&results)?.replace("},{", "},\n{") + "\n";
+    sh::write_whole(&path, text.as_bytes())?;
     println!("\n{}\n\n{}", results.tables(), path.display());
     Ok(())
 }
