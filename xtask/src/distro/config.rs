@@ -118,9 +118,7 @@ impl Rules {
             let path = tree.join(file);
             let text =
                 fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
-            choices(&text)
-                .iter()
-                .for_each(|symbol| take(file, symbol));
+            choices(&text).iter().for_each(|symbol| take(file, symbol));
         }
         for symbol in self.symbols.iter().chain(&own.symbols) {
             take("by name", symbol);
@@ -136,7 +134,12 @@ impl Rules {
         };
         let leave = self.leave.iter();
         leave
-            .map(|leave| (leave.why.as_str(), leave.symbols.iter().filter_map(on).collect()))
+            .map(|leave| {
+                (
+                    leave.why.as_str(),
+                    leave.symbols.iter().filter_map(on).collect(),
+                )
+            })
             .filter(|(_, lines): &(&str, Vec<String>)| !lines.is_empty())
             .collect()
     }
@@ -188,7 +191,12 @@ fn of_debian(project: &Project, shop: &Workshop<'_>, own: &ForArch) -> Result<(S
             .find(|path| path.extension().is_some_and(|e| e == "deb"))
             .with_context(|| format!("no package in {}", dir.display()))?;
         let into = tempfile::tempdir()?;
-        sh::capture(Command::new("dpkg-deb").arg("-x").arg(&deb).arg(into.path()))?;
+        sh::capture(
+            Command::new("dpkg-deb")
+                .arg("-x")
+                .arg(&deb)
+                .arg(into.path()),
+        )?;
         let file = format!("usr/src/{package}/{}", own.file);
         let text = sh::capture(Command::new("xz").arg("-dc").arg(into.path().join(&file)))?;
         return Ok((format!("{} of {package} {version}", own.file), text));
@@ -257,7 +265,10 @@ pub fn write(project: &Project, arch: &'static Arch) -> Result<()> {
     let mut refused = Vec::new();
     let config = loop {
         let whole = out.join("fragment.config");
-        sh::write_whole(&whole, (below.clone() + &fragment(&source, &taken)).as_bytes())?;
+        sh::write_whole(
+            &whole,
+            (below.clone() + &fragment(&source, &taken)).as_bytes(),
+        )?;
         let (config, said) = build.configure_own(&tiny, &whole)?;
         let symbol = |line: &String| {
             let name = line.strip_prefix("CONFIG_")?.split_once('=')?.0;
@@ -276,14 +287,23 @@ pub fn write(project: &Project, arch: &'static Arch) -> Result<()> {
         fragment(&source, &taken).as_bytes(),
     )?;
 
-    let mut left = format!("What {source} has and {}-{VARIANT}.config does not.\n", arch.name);
+    let mut left = format!(
+        "What {source} has and {}-{VARIANT}.config does not.\n",
+        arch.name
+    );
     for (why, lines) in rules.left(&debian) {
         left.push_str(&format!("\nLeft out: {why}\n"));
-        lines.iter().for_each(|l| left.push_str(&format!("  {l}\n")));
+        lines
+            .iter()
+            .for_each(|l| left.push_str(&format!("  {l}\n")));
     }
-    left.push_str("\nNot taken by kconfig, because of something that was left out, or of another compiler\n");
+    left.push_str(
+        "\nNot taken by kconfig, because of something that was left out, or of another compiler\n",
+    );
     refused.sort();
-    refused.iter().for_each(|l| left.push_str(&format!("  {l}\n")));
+    refused
+        .iter()
+        .for_each(|l| left.push_str(&format!("  {l}\n")));
     left.push_str("\nChoices that Debian has on and these kernels do not, by folder\n");
     for (dir, count) in elsewhere(&shop.tree, &debian, &config) {
         left.push_str(&format!("  {count:5} {dir}\n"));
@@ -329,7 +349,10 @@ mod tests {
         let own = rules.of("x86_64").unwrap();
         let taken = rules.take(own, dir.path(), &debian).unwrap();
         assert_eq!(
-            fragment("f of p", &taken).lines().skip(2).collect::<Vec<_>>(),
+            fragment("f of p", &taken)
+                .lines()
+                .skip(2)
+                .collect::<Vec<_>>(),
             [
                 "# mm/Kconfig",
                 "CONFIG_A=y",
