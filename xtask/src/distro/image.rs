@@ -40,24 +40,26 @@ fn debian_name(arch: &Arch) -> Result<&'static str> {
     }
 }
 
-/// Changes whenever what is in the image could, but for newer versions of the packages.
-fn key(release: &str, arch: &str, packages: &[String], files: &[Vec<u8>]) -> String {
-    let mut packages = packages.to_vec();
-    packages.sort();
-    packages.dedup();
+/// A name for some parts, which changes with each of them.
+fn key<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> String {
     let mut hash = Sha256::new();
-    for part in [release.as_bytes(), arch.as_bytes(), SIZE.as_bytes()]
-        .into_iter()
-        .chain(packages.iter().map(String::as_bytes))
-        .chain(files.iter().map(Vec::as_slice))
-    {
+    for part in parts {
         hash.update(part.len().to_le_bytes());
         hash.update(part);
     }
-    hash.finalize()[..6]
+    hash.finalize()[..4]
         .iter()
         .map(|byte| format!("{byte:02x}"))
         .collect()
+}
+
+/// A system is another one with other packages; newer versions of them change nothing.
+fn name(release: &str, arch: &str, packages: &[String]) -> String {
+    let mut packages = packages.to_vec();
+    packages.sort();
+    packages.dedup();
+    let key = key(packages.iter().map(String::as_bytes));
+    format!("{release}-{arch}-{key}")
 }
 
 fn tools(log_dir: &Path) -> Result<()> {
@@ -91,9 +93,39 @@ fn release(project: &Project) -> Result<(&'static str, PathBuf)> {
     ))
 }
 
+/// The archive of a system with the packages, made where it is not there.
+fn system(project: &Project, arch: &Arch, packages: &[String], dir: &Path) -> Result<PathBuf> {
+    let debian = debian_name(arch)?;
+    let path = |release: &str| dir.join(format!("{}.tar", name(release, debian, packages)));
+    // For one that is there the sources are not asked.
+    if let Some(there) = RELEASES.map(path).into_iter().find(|path| path.exists()) {
+        return Ok(there);
+    }
+    if arch.machine_name != std::env::consts::ARCH {
+        return Err(fail(
+            Exit::Environment,
+            format!("a Debian system for {debian} is made on a machine of that architecture only"),
+            "programs of the packages run while they are installed",
+        ));
+    }
+    project.cache.need_space(6, "a Debian guest")?;
+    let (release, sources) = release(project)?;
+    let tar = path(release);
+    let part = tar.with_extension("part");
+    let mut mmdebstrap = Command::new("mmdebstrap");
+    mmdebstrap.args(["--variant=minbase", "--format=tar"]);
+    mmdebstrap.arg(format!("--architectures={debian}"));
+    mmdebstrap.arg(format!("--include={}", packages.join(",")));
+    mmdebstrap.arg(release).arg(&part).arg(&sources);
+    let log = tar.with_extension("log");
+    let remedy = "mmdebstrap's own messages are in the log";
+    sh::logged(&mmdebstrap, &log, Exit::Environment, remedy, |_| ())?;
+    fs::rename(&part, &tar).with_context(|| format!("creating {}", tar.display()))?;
+    Ok(tar)
+}
+
 /// The image, made where it is not there.
 pub fn find(project: &Project, arch: &Arch, packages: &[String]) -> Result<PathBuf> {
-    let name = debian_name(arch)?;
     let folder = project.repo.join(FOLDER);
     let read = |name: &str| {
         let path = folder.join(name);
@@ -101,48 +133,24 @@ pub fn find(project: &Project, arch: &Arch, packages: &[String]) -> Result<PathB
     };
     let files = FILES.map(read).into_iter().collect::<Result<Vec<_>>>()?;
     let dir = project.cache.dir("distro")?;
-    let path = |release: &str| {
-        let key = key(release, name, packages, &files);
-        dir.join(format!("{release}-{name}-{key}.img"))
-    };
-    // One that is there needs no archive.
-    if let Some(there) = RELEASES.map(path).into_iter().find(|path| path.exists()) {
-        return Ok(there);
-    }
-    if arch.machine_name != std::env::consts::ARCH {
-        return Err(fail(
-            Exit::Environment,
-            format!("a Debian system for {name} is made on a machine of that architecture only"),
-            "programs of the packages run while they are installed",
-        ));
-    }
-    project.cache.need_space(6, "a Debian guest")?;
     tools(&dir)?;
-    let (release, sources) = release(project)?;
-    let image = path(release);
+    let tar = system(project, arch, packages, &dir)?;
+    let files = files.iter().map(Vec::as_slice).chain([SIZE.as_bytes()]);
+    let image = tar.with_extension(format!("{}.img", key(files)));
+    if image.exists() {
+        return Ok(image);
+    }
     let work = tempfile::tempdir_in(&dir)?;
-    let tar = work.path().join("root.tar");
-    let mut mmdebstrap = Command::new("mmdebstrap");
-    mmdebstrap.args(["--variant=minbase", "--format=tar"]);
-    mmdebstrap.arg(format!("--architectures={name}"));
-    mmdebstrap.arg(format!("--include={}", packages.join(",")));
-    mmdebstrap.arg(sh::assignment(
-        "--customize-hook",
-        folder.join("customize.sh"),
-    ));
-    mmdebstrap.arg(release).arg(&tar).arg(&sources);
-    let log = image.with_extension("log");
-    let remedy = "mmdebstrap's own messages are in the log";
-    sh::logged(&mmdebstrap, &log, Exit::Environment, remedy, |_| ())?;
-    // Its files are root's and others', which only a file system image needs to know.
-    let script = "mkdir root && tar -xf root.tar -C root --exclude='./dev/*' && \
-                  PATH=$PATH:/usr/sbin:/sbin mke2fs -q -t ext4 -d root root.img \"$1\"";
-    let mut mke2fs = Command::new("fakeroot");
-    mke2fs.args(["sh", "-c", script, "sh", SIZE]);
-    mke2fs.current_dir(work.path());
-    let log = image.with_extension("mke2fs.log");
-    sh::logged(&mke2fs, &log, Exit::Environment, remedy, |_| ())?;
-    fs::rename(work.path().join("root.img"), &image)?;
+    let part = work.path().join("image");
+    // Files of root and others become so in the image, and nowhere else.
+    let mut fakeroot = Command::new("fakeroot");
+    fakeroot.arg("sh").arg(folder.join(FILES[0]));
+    fakeroot.arg(&tar).arg(&part).arg(SIZE);
+    fakeroot.current_dir(work.path());
+    let log = tar.with_extension("image.log");
+    let remedy = "what fakeroot, tar and mke2fs say is in the log";
+    sh::logged(&fakeroot, &log, Exit::Environment, remedy, |_| ())?;
+    fs::rename(&part, &image).with_context(|| format!("creating {}", image.display()))?;
     Ok(image)
 }
 
@@ -152,22 +160,21 @@ mod tests {
     use crate::host::arch;
 
     #[test]
-    fn an_image_is_of_a_release_packages_and_files() {
+    fn a_system_is_of_a_release_and_packages() {
         let packages =
             |names: &[&str]| -> Vec<String> { names.iter().map(|name| name.to_string()).collect() };
-        let of = |release: &str, names: &[&str], file: &str| {
-            key(release, "amd64", &packages(names), &[file.into()])
-        };
-        let one = of("trixie", &["a", "b"], "unit");
-        assert_eq!(one, of("trixie", &["b", "a", "a"], "unit"));
+        let of = |release: &str, names: &[&str]| name(release, "amd64", &packages(names));
+        let one = of("trixie", &["a", "b"]);
+        assert!(one.starts_with("trixie-amd64-"), "{one}");
+        assert_eq!(one, of("trixie", &["b", "a", "a"]));
         for other in [
-            of("forky", &["a", "b"], "unit"),
-            of("trixie", &["a", "bc"], "unit"),
-            of("trixie", &["ab"], "unit"),
-            of("trixie", &["a", "b"], "another"),
+            of("forky", &["a", "b"]),
+            of("trixie", &["a", "bc"]),
+            of("trixie", &["ab"]),
         ] {
             assert_ne!(one, other);
         }
+        assert_ne!(key(["a".as_bytes(), b"b"]), key(["ab".as_bytes()]));
     }
 
     #[test]
