@@ -33,10 +33,10 @@ const PLAIN: &str = "distro-plain";
 const BOOT: u64 = 900;
 /// What the kernel's command line says: a root that systemd starts from; a warning that is counted and
 /// is not the end; every line that the runner writes; KFENCE, which Debian has off until it is asked for.
-/// An emulated CPU may have to wait for its turn for longer than a real one.
+/// An emulated CPU may have to wait for its turn for longer than a real one, and x86 for the timer that it tries.
 const APPEND: &str =
     "root=/dev/vda rw init=/lib/systemd/systemd panic_on_warn=0 printk.devkmsg=on \
-    kfence.sample_interval=100 watchdog_thresh=60 systemd.show_status=0 fsck.mode=skip";
+    kfence.sample_interval=100 watchdog_thresh=60 no_timer_check systemd.show_status=0 fsck.mode=skip";
 /// Two nodes, for automatic NUMA balancing.
 const NODES: [&str; 8] = [
     "-object",
@@ -104,7 +104,8 @@ impl Lab<'_> {
     }
 
     fn boot(&self, (column, policy, image): &Job) -> Result<Column> {
-        let mut append = format!("{APPEND} {}", self.options.append.words);
+        let steady = self.arch.steady;
+        let mut append = format!("{APPEND} {steady} {}", self.options.append.words);
         if let Some(policy) = policy {
             append.push_str(&format!(" lazy_tlb={policy}"));
         }
