@@ -37,8 +37,10 @@ const BOOT: u64 = 900;
 const APPEND: &str =
     "root=/dev/vda rw init=/lib/systemd/systemd panic_on_warn=0 printk.devkmsg=on \
     kfence.sample_interval=100 watchdog_thresh=60 no_timer_check systemd.show_status=0 fsck.mode=skip";
-/// Two nodes, for automatic NUMA balancing.
-const NODES: [&str; 8] = [
+/// Two nodes, for automatic NUMA balancing, of a socket each: Linux warns where a socket is in two.
+const NODES: [&str; 10] = [
+    "-smp",
+    "4,sockets=2,cores=2",
     "-object",
     "memory-backend-ram,id=a,size=1G",
     "-object",
