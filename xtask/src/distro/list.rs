@@ -94,6 +94,14 @@ impl List {
         Ok(list)
     }
 
+    /// The same with so many times the seconds for each.
+    pub fn with_patience(mut self, times: u64) -> Self {
+        for test in &mut self.tests {
+            test.seconds *= times.max(1);
+        }
+        self
+    }
+
     /// The longest that any test may take.
     pub fn longest(&self) -> u64 {
         let seconds = self.tests.iter().map(|test| test.seconds);
@@ -167,6 +175,7 @@ mod tests {
         fs::write(&file, text).unwrap();
         let list = List::find(&repository(), &[file.display().to_string()]).unwrap();
         assert_eq!((list.tests.len(), list.longest(), list.total()), (1, 7, 7));
+        assert_eq!(list.with_patience(3).longest(), 21);
     }
 
     #[test]

@@ -73,6 +73,9 @@ pub struct Options {
     /// How many guests run at once; each keeps one CPU busy.
     #[arg(long, default_value_t = 1, value_name = "N")]
     jobs: usize,
+    /// Give each test N times its seconds, where guests share a machine with much else.
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    patience: u64,
     /// Write every case to FILE.
     #[arg(long, value_name = "FILE")]
     json: Option<std::path::PathBuf>,
@@ -177,7 +180,7 @@ pub fn run(project: &Project, options: &Options) -> Result<Exit> {
         config::write(project, arch)?;
         return Ok(Exit::Ok);
     }
-    let list = List::find(&project.repo, &options.list)?;
+    let list = List::find(&project.repo, &options.list)?.with_patience(options.patience);
     let disk = image::find(project, arch, &list.packages)?;
     println!("the guest's disk is {}", disk.display());
     let all: Vec<&str> = [BASE].into_iter().chain(policy::ALL).collect();
