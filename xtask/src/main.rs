@@ -4,6 +4,7 @@
 
 mod bench;
 mod checks;
+mod distro;
 mod guest;
 mod host;
 mod kernel;
@@ -146,6 +147,12 @@ enum Command {
     Drift {
         #[command(flatten)]
         options: checks::drift::Options,
+    },
+    /// Runs other people's tests in a Debian guest, on a kernel configured as Debian's, under each policy.
+    #[command(after_help = "Example: cargo xtask distro --arch x86_64 --policy handover --flip")]
+    Distro {
+        #[command(flatten)]
+        options: distro::Options,
     },
     /// Builds and boots the series patch by patch, the option off and on.
     #[command(after_help = "Example: cargo xtask bisect --arch x86_64 --patch 13..15")]
@@ -367,6 +374,7 @@ fn run(cli: Cli) -> Result<Exit> {
             return Ok(recorder.finish());
         }
         Command::Drift { options } => return checks::drift::run(&project, &options),
+        Command::Distro { options } => return distro::run(&project, &options),
         Command::Bisect { options } => return checks::bisect::run(&project, &options),
         Command::Mutants { options } => return checks::mutants::run(&project, &options),
     }

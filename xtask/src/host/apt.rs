@@ -91,6 +91,11 @@ impl Suites {
         Ok(suites)
     }
 
+    /// The entries, for a program that makes a configuration of its own of them.
+    pub fn sources(&self) -> PathBuf {
+        self.config.with_file_name("sources/archive.sources")
+    }
+
     /// The newest version of a binary package on offer.
     pub fn newest(&self, package: &str) -> Option<String> {
         self.versions(package, "").into_iter().next()

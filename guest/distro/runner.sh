@@ -1,0 +1,68 @@
+#!/bin/bash
+# Runs the tests beside it in a guest, and says on the console what came of each. `cargo xtask distro` makes the
+# folders in tests/ from tests.toml.
+cd "$(dirname "$0")" || exit 1
+param=/sys/module/kernel/parameters/lazy_tlb
+
+# A line of the kernel's log is never torn apart by another.
+say() { printf '%.900s\n' "$*" > /dev/kmsg; }
+
+policy() { cat "$param" 2> /dev/null || echo none; }
+
+flip() {
+    while sleep 0.3; do
+        for policy in refcount handover shootdown; do
+            echo "$policy" > "$param" || exit
+            echo >> flips
+            sleep 0.3
+        done
+    done
+}
+
+tests=(tests/*)
+say "1..${#tests[@]}"
+say "lazy-tlb-distro: policy=$(policy)"
+say "lazy-tlb-distro: kernel=$(uname -r)"
+say "lazy-tlb-distro: debian=$(cat /etc/debian_version)"
+systemctl --failed --plain --no-legend | while read -r unit rest; do say "# failed at boot: $unit $rest"; done
+: > flips
+if [ -e flip ]; then
+    flip & flipper=$!
+fi
+number=0
+for dir in "${tests[@]}"; do
+    number=$((number + 1))
+    name=$(cat "$dir/name")
+    if [ -e "$dir/if" ] && ! bash "$dir/if" > /dev/null 2>&1; then
+        say "ok $number $name # SKIP $(cat "$dir/why")"
+        continue
+    fi
+    say "# running $name"
+    mkdir -p "work/$number"
+    chmod 777 "work/$number"
+    limit=$(cat "$dir/seconds")
+    began=$SECONDS
+    # In a cgroup of its own, with which all that it leaves behind is ended.
+    systemd-run --quiet --wait --collect --unit="lazy-tlb-test-$number" \
+        -p WorkingDirectory="$PWD/work/$number" -p StandardOutput="file:$PWD/$dir/log" -p StandardError=inherit \
+        -p RuntimeMaxSec=$((limit + 60)) -p TimeoutStopSec=20 -E HOME=/root \
+        timeout -k 20 "$limit" bash "$PWD/$dir/run"
+    code=$?
+    result="$number $name # exit $code, $((SECONDS - began)) s"
+    if [ $code = 0 ]; then
+        say "ok $result"
+    else
+        tail -n 40 "$dir/log" | while IFS= read -r line; do say "#   $line"; done
+        say "not ok $result"
+    fi
+    rm -rf "work/$number"
+done
+if [ -n "$flipper" ]; then
+    kill "$flipper"
+fi
+say "lazy-tlb-distro: flips=$(wc -l < flips)"
+grep -E '^(lazy_tlb_|pswpout|oom_kill |numa_pages_migrated|thp_fault_alloc )' /proc/vmstat | while read -r key value; do
+    say "lazy-tlb-distro: $key=$value"
+done
+say "lazy-tlb-guest: cpus=$(nproc)"
+say "lazy-tlb-guest: done status=0"
