@@ -38,13 +38,15 @@ for dir in "${tests[@]}"; do
         continue
     fi
     say "# running $name"
-    mkdir -p "work/$number"
-    chmod 777 "work/$number"
+    place=$PWD/place/$number
+    log=$PWD/$dir/log
+    mkdir -p "$place"
+    chmod 777 "$place"
     limit=$(cat "$dir/seconds")
     began=$SECONDS
     # In a cgroup of its own, with which all that it leaves behind is ended.
     systemd-run --quiet --wait --collect --unit="lazy-tlb-test-$number" \
-        -p WorkingDirectory="$PWD/work/$number" -p StandardOutput="file:$PWD/$dir/log" -p StandardError=inherit \
+        -p WorkingDirectory="$place" -p StandardOutput="file:$log" -p StandardError=inherit \
         -p RuntimeMaxSec=$((limit + 60)) -p TimeoutStopSec=20 -E HOME=/root \
         timeout -k 20 "$limit" bash "$PWD/$dir/run"
     code=$?
@@ -52,10 +54,10 @@ for dir in "${tests[@]}"; do
     if [ $code = 0 ]; then
         say "ok $result"
     else
-        tail -n 40 "$dir/log" | while IFS= read -r line; do say "#   $line"; done
+        tail -n 40 "$log" | while IFS= read -r line; do say "#   $line"; done
         say "not ok $result"
     fi
-    rm -rf "work/$number"
+    rm -rf "$place"
 done
 if [ -n "$flipper" ]; then
     kill "$flipper"
