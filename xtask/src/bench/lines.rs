@@ -21,7 +21,7 @@ use crate::host::sh;
 use crate::kernel::build::Build;
 use crate::kernel::workshop::Project;
 use crate::results::machine::{of_this_machine, Machine};
-use crate::results::sample::{self, append_option, Samples};
+use crate::results::sample::{self, append_option, distinct, Samples};
 use crate::results::table;
 
 /// Nothing of this machine's time gets into the guest.
@@ -145,23 +145,12 @@ impl Spread {
 
 impl Results {
     fn policies(&self) -> Vec<&str> {
-        let mut policies: Vec<&str> = Vec::new();
-        for sample in &self.samples {
-            if !policies.contains(&&*sample.policy) {
-                policies.push(&sample.policy);
-            }
-        }
-        policies
+        distinct(self.samples.iter().map(|sample| &*sample.policy))
     }
 
     /// A table for trips, for exits and so on.
     fn tables(&self) -> String {
-        let mut units: Vec<&str> = Vec::new();
-        for sample in &self.samples {
-            if !units.contains(&&*sample.unit) {
-                units.push(&sample.unit);
-            }
-        }
+        let units = distinct(self.samples.iter().map(|sample| &*sample.unit));
         let tables: Vec<String> = units.into_iter().map(|unit| self.table(unit)).collect();
         tables.join("\n\n")
     }
@@ -381,7 +370,7 @@ impl<'a> CountingGuest<'a> {
             more,
             ..Guest::of(
                 arch,
-                "tcg,thread=single",
+                machine::TCG_BY_TURNS,
                 self.image,
                 &self.initramfs,
                 cache.path(format!("log/{name}.log")),

@@ -19,6 +19,7 @@ use crate::host::policy;
 use crate::host::sh;
 use crate::kernel::workshop::{Project, Workshop};
 use crate::results::case::{Case, Status};
+use crate::results::table;
 use crate::series::git;
 use crate::series::patch::{on_top, Changes, Entry, Patch, Selection};
 
@@ -386,13 +387,11 @@ fn json(outcomes: &[Outcome<'_>]) -> Result<String> {
 }
 
 fn table(mutants: &[Mutant], outcomes: &[Outcome<'_>]) -> String {
-    let mut table = comfy_table::Table::new();
-    table.load_preset(comfy_table::presets::ASCII_MARKDOWN);
-    table.set_header(["mutant", "guest", "caught by"]);
-    for (mutant, outcome) in mutants.iter().zip(outcomes) {
-        table.add_row([mutant.name.clone(), mutant.guest(), outcome.verdict()]);
-    }
-    table.to_string()
+    let rows = mutants
+        .iter()
+        .zip(outcomes)
+        .map(|(mutant, outcome)| [mutant.name.clone(), mutant.guest(), outcome.verdict()]);
+    table::of(["mutant", "guest", "caught by"], rows, &[0, 1, 2])
 }
 
 #[cfg(test)]

@@ -5,11 +5,11 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result};
-use sha2::{Digest, Sha256};
 
 use crate::distro::list::FOLDER;
 use crate::host::apt::{self, Suites};
 use crate::host::arch::Arch;
+use crate::host::cache::digest;
 use crate::host::failure::{fail, Exit};
 use crate::host::sh;
 use crate::kernel::workshop::Project;
@@ -40,26 +40,13 @@ fn debian_name(arch: &Arch) -> Result<&'static str> {
     }
 }
 
-/// A name for some parts, which changes with each of them.
-fn key<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> String {
-    let mut hash = Sha256::new();
-    for part in parts {
-        hash.update(part.len().to_le_bytes());
-        hash.update(part);
-    }
-    hash.finalize()[..4]
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
-}
-
 /// A system is another one with other packages; newer versions of them change nothing.
 fn name(release: &str, arch: &str, packages: &[String]) -> String {
     let mut packages = packages.to_vec();
     packages.sort();
     packages.dedup();
-    let key = key(packages.iter().map(String::as_bytes));
-    format!("{release}-{arch}-{key}")
+    let names: Vec<&[u8]> = packages.iter().map(String::as_bytes).collect();
+    format!("{release}-{arch}-{}", digest(&names))
 }
 
 fn tools(log_dir: &Path) -> Result<()> {
@@ -135,8 +122,9 @@ pub fn find(project: &Project, arch: &Arch, packages: &[String]) -> Result<PathB
     let dir = project.cache.dir("distro")?;
     tools(&dir)?;
     let tar = system(project, arch, packages, &dir)?;
-    let files = files.iter().map(Vec::as_slice).chain([SIZE.as_bytes()]);
-    let image = tar.with_extension(format!("{}.img", key(files)));
+    let mut parts: Vec<&[u8]> = files.iter().map(Vec::as_slice).collect();
+    parts.push(SIZE.as_bytes());
+    let image = tar.with_extension(format!("{}.img", digest(&parts)));
     if image.exists() {
         return Ok(image);
     }
@@ -174,7 +162,7 @@ mod tests {
         ] {
             assert_ne!(one, other);
         }
-        assert_ne!(key(["a".as_bytes(), b"b"]), key(["ab".as_bytes()]));
+        assert_ne!(digest(&[b"a", b"b"]), digest(&[b"ab"]));
     }
 
     #[test]

@@ -109,8 +109,7 @@ impl Lab<'_> {
     }
 
     fn boot(&self, (column, policy, image): &Job) -> Result<Column> {
-        let steady = self.arch.steady;
-        let mut append = format!("{APPEND} {steady} {}", self.options.append.words);
+        let mut append = format!("{APPEND} {}", self.options.append.words);
         if let Some(policy) = policy {
             append.push_str(&format!(" lazy_tlb={policy}"));
         }

@@ -1,15 +1,15 @@
 //! What a guest's console says of its tests, and the policies side by side.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::LazyLock;
 
-use comfy_table::Table;
 use regex::Regex;
 
 use crate::distro::list::Test;
 use crate::guest::console::{self, Report};
 use crate::host::failure::Exit;
 use crate::results::case::{Case, Status};
+use crate::results::table;
 
 /// What the runner says of itself begins so.
 pub const PREFIX: &str = "lazy-tlb-distro";
@@ -133,28 +133,29 @@ impl Column {
 
 /// The columns side by side: each test, the kernel's warnings, and what the guests counted.
 pub fn table(tests: &[Test], columns: &[Column]) -> String {
-    let mut table = Table::new();
-    table.load_preset(comfy_table::presets::ASCII_MARKDOWN);
     let names = columns.iter().map(|column| column.name.as_str());
-    table.set_header(["test"].into_iter().chain(names));
-    let mut row = |name: &str, cell: &dyn Fn(&Column) -> String| {
+    let row = |name: &str, cell: &dyn Fn(&Column) -> String| {
         let cells = columns.iter().map(cell);
-        table.add_row([name.to_owned()].into_iter().chain(cells));
+        [name.to_owned()]
+            .into_iter()
+            .chain(cells)
+            .collect::<Vec<_>>()
     };
+    let mut rows: Vec<Vec<String>> = Vec::new();
     for test in tests {
-        row(&test.name, &|column| column.cell(&test.name));
+        rows.push(row(&test.name, &|column| column.cell(&test.name)));
     }
-    row("warnings of the kernel", &|column| {
+    rows.push(row("warnings of the kernel", &|column| {
         column.warnings.to_string()
-    });
-    let keys = columns.iter().flat_map(|column| column.values.keys());
-    let keys: std::collections::BTreeSet<&String> = keys.collect();
+    }));
+    let keys: BTreeSet<&String> = columns.iter().flat_map(|c| c.values.keys()).collect();
     for key in keys {
-        row(key, &|column| {
+        rows.push(row(key, &|column| {
             column.values.get(key).cloned().unwrap_or_default()
-        });
+        }));
     }
-    table.to_string()
+    let left: Vec<usize> = (0..=columns.len()).collect();
+    table::of(["test"].into_iter().chain(names), rows, &left)
 }
 
 /// The tests that did not come to the same in every column.

@@ -123,13 +123,7 @@ impl Samples {
     }
 
     pub fn rows(&self) -> Vec<Row<'_>> {
-        let mut rows = Vec::new();
-        for sample in &self.samples {
-            if !rows.contains(&sample.row()) {
-                rows.push(sample.row());
-            }
-        }
-        rows
+        distinct(self.samples.iter().map(Sample::row))
     }
 
     /// The values of a row, by boot and round.
@@ -244,6 +238,17 @@ impl Samples {
             self.table(),
         )
     }
+}
+
+/// Each of them once, in the order of the first.
+pub fn distinct<T: PartialEq>(items: impl Iterator<Item = T>) -> Vec<T> {
+    let mut found = Vec::new();
+    for item in items {
+        if !found.contains(&item) {
+            found.push(item);
+        }
+    }
+    found
 }
 
 /// How such words are asked for, after the rest of a command; nothing if there are none.
