@@ -70,7 +70,7 @@ pub struct Options {
     /// After how many instructions, on the average, it is another CPU's turn.
     #[arg(long, default_value_t = 300, value_name = "N")]
     pub turn: u32,
-    /// The first boot's seed: the same gives the same counts.
+    /// The first boot's seed: the same gives the same counts on the same kernel and workload.
     #[arg(long, default_value_t = 1, value_name = "N")]
     pub seed: u32,
     /// Boot each seed twice, and fail unless the counts are the same.
