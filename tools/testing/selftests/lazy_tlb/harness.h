@@ -63,35 +63,6 @@ static inline void lazy_assert_exited(struct __test_metadata *_metadata,
 
 /* ---- what is left over ------------------------------------------------ */
 
-/* What dies with an mm. The second is a cache of its own on some machines only. */
-static const char * const lazy_slab_name[] = { "mm_struct", "pgd_cache" };
-
-struct lazy_leftovers {
-	long objects[ARRAY_SIZE(lazy_slab_name)];
-	long tables;
-	bool exact;	/* free objects are not counted */
-	long threads;	/* those of others come and go */
-};
-
-static inline void lazy_leftovers(struct lazy_leftovers *l)
-{
-	char load[128];
-	size_t i;
-
-	l->exact = true;
-	for (i = 0; i < ARRAY_SIZE(lazy_slab_name); i++) {
-		l->exact &= lazy_slab_shrink(lazy_slab_name[i]) || i;
-		l->objects[i] = lazy_slab_objects(lazy_slab_name[i]);
-	}
-	/* What CPUs have not added up yet is missing otherwise. */
-	lazy_write_file("/proc/sys/vm/stat_refresh", "1");
-	if (!lazy_vmstat("nr_page_table_pages", &l->tables))
-		l->tables = 0;
-	if (!lazy_read_file("/proc/loadavg", load, sizeof(load)) ||
-	    sscanf(load, "%*f %*f %*f %*d/%ld", &l->threads) != 1)
-		l->threads = 0;
-}
-
 /* As many as may be there by chance: CPUs keep an mm each if they are idle. */
 static inline long lazy_leftovers_room(const struct lazy_test *t,
 				       const struct lazy_leftovers *before)
@@ -109,20 +80,20 @@ static inline void lazy_check_leftovers(struct __test_metadata *_metadata,
 	double end = lazy_now() + 30;
 	struct lazy_leftovers now;
 	bool more;
-	size_t i;
+	int i;
 
 	for (;;) {
 		lazy_leftovers(&now);
 		others = now.threads > before->threads ? now.threads - before->threads : 0;
 		/* A process has some, an mm that is kept by a CPU has hardly any. */
 		more = now.tables - before->tables > 4 * room + 16 * others;
-		for (i = 0; i < ARRAY_SIZE(lazy_slab_name); i++)
+		for (i = 0; i < LAZY_NR_SLABS; i++)
 			more |= now.objects[i] - before->objects[i] > room + others;
 		if (!more || lazy_now() >= end)
 			break;
 		lazy_sleep_us(100000);
 	}
-	for (i = 0; i < ARRAY_SIZE(lazy_slab_name); i++)
+	for (i = 0; i < LAZY_NR_SLABS; i++)
 		if (before->objects[i] >= 0)
 			TH_LOG("%s objects %ld before, %ld after", lazy_slab_name[i],
 			       before->objects[i], now.objects[i]);

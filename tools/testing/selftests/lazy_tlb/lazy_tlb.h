@@ -300,7 +300,7 @@ static inline bool lazy_drops(struct lazy_drops *d)
 /* Free objects that a CPU keeps for itself count as used: have them given up. */
 static inline bool lazy_slab_shrink(const char *name)
 {
-	char path[64];
+	char path[PATH_MAX];
 
 	snprintf(path, sizeof(path), "/sys/kernel/slab/%s/shrink", name);
 	return lazy_write_file(path, "1");
@@ -316,6 +316,40 @@ static inline long lazy_slab_objects(const char *name)
 	    !lazy_field(buf, name, &objects))
 		return -1;
 	return objects;
+}
+
+/* ---- what is left over of mms ------------------------------------------ */
+
+#define LAZY_NR_SLABS	2
+
+/* What dies with an mm. The second is a cache of its own on some machines only. */
+static const char * const lazy_slab_name[LAZY_NR_SLABS] = { "mm_struct", "pgd_cache" };
+
+struct lazy_leftovers {
+	long objects[LAZY_NR_SLABS];
+	long tables;	/* pages of page tables */
+	bool exact;	/* free objects are not counted */
+	long threads;	/* those of others come and go */
+};
+
+/* -1 where the kernel does not say. */
+static inline void lazy_leftovers(struct lazy_leftovers *l)
+{
+	char load[128];
+	int i;
+
+	l->exact = true;
+	for (i = 0; i < LAZY_NR_SLABS; i++) {
+		l->exact &= lazy_slab_shrink(lazy_slab_name[i]) || i;
+		l->objects[i] = lazy_slab_objects(lazy_slab_name[i]);
+	}
+	/* What CPUs have not added up yet is missing otherwise. */
+	lazy_write_file("/proc/sys/vm/stat_refresh", "1");
+	if (!lazy_vmstat("nr_page_table_pages", &l->tables))
+		l->tables = -1;
+	if (!lazy_read_file("/proc/loadavg", load, sizeof(load)) ||
+	    sscanf(load, "%*f %*f %*f %*d/%ld", &l->threads) != 1)
+		l->threads = 0;
 }
 
 /* ---- CPUs ------------------------------------------------------------ */

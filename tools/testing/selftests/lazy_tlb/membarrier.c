@@ -10,6 +10,7 @@
  * A machine that never shows the forbidden outcome without membarrier either
  * cannot tell anything: then the test skips.
  */
+#include "harness.h"
 #include "race.h"
 
 FIXTURE(membarrier)

@@ -10,7 +10,8 @@
 #ifndef SELFTESTS_LAZY_TLB_RACE_H
 #define SELFTESTS_LAZY_TLB_RACE_H
 
-#include "harness.h"
+#include "kselftest.h"
+#include "lazy_tlb.h"
 
 #include <linux/membarrier.h>
 
