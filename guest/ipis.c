@@ -1,72 +1,37 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * The first process of the guests that `bench ipis` compares: one seeded
- * workload, the same whatever the policy, and what the kernel counted of it,
- * as `lazy-tlb-bench: what=... key=value ...` lines.
+ * `bench ipis`: one seeded workload, the same whatever the policy, and what the
+ * kernel counted of it, as `lazy-tlb-bench: what=... key=value ...` lines.
  *
- * From the kernel command line: LAZY_TLB_WORKLOAD (build, threaded or mix),
- * LAZY_TLB_SEED (1), LAZY_TLB_JOBS (of the build, 200), LAZY_TLB_BIG (big
- * processes to end, 40).
- *
- * As an ordinary program, where it is not the first process, it does the same
- * with what the kernel does not offer left out.
+ * LAZY_TLB_WORKLOAD (build, threaded or mix), LAZY_TLB_SEED (1), LAZY_TLB_JOBS
+ * (of the build, 200), LAZY_TLB_BIG (big processes to end, 40).
  */
-#include "common.h"
+#include "init.h"
 
-#include <sys/utsname.h>
-
-#define WORK		"--work"
-#define COUNTER_PREFIX	"lazy_tlb_"
-
-/* What processes of the workload tell the first one. */
-struct shared {
-	atomic_long exits;
-	atomic_long lazy_at_exit;	/* sum over the big processes */
-};
-
-static struct shared *shared;
+static atomic_long *exited;	/* processes; shared by all of them */
 static struct lazy_cpus cpus;
 static struct lazy_crowd crowd;
 static cpu_set_t all_cpus;
-static bool policy_known;
 
 /* ---- what the kernel counted -------------------------------------------- */
 
-#define MAX_COUNTERS	16
-
-struct counters {
-	int nr;
-	char name[MAX_COUNTERS][48];
-	long value[MAX_COUNTERS];
+static const char * const counter_name[] = {
+	"lazy_tlb_final_drops", "lazy_tlb_scanned", "lazy_tlb_handed", "lazy_tlb_nudged",
+	"irqs_call", "irqs_tlb",
 };
 
-/* Nothing where the architecture does not count it. */
-static void count(struct counters *c, const char *name, long value)
-{
-	if (value < 0 || c->nr == MAX_COUNTERS)
-		return;
-	strcpy(c->name[c->nr], name);
-	c->value[c->nr++] = value;
-}
+#define NR_COUNTERS	(sizeof(counter_name) / sizeof(*counter_name))
 
-static void counters_read(struct counters *c)
+/* Less than 0 where the kernel or the architecture does not count it. */
+static void counters_read(long value[NR_COUNTERS])
 {
-	static char buf[64 * 1024];
-	char *line, *next;
+	size_t i;
 
-	c->nr = 0;
-	if (!lazy_read_file("/proc/vmstat", buf, sizeof(buf)))
-		return;
-	for (line = buf; line && c->nr < MAX_COUNTERS; line = next) {
-		next = strchr(line, '\n');
-		if (next)
-			*next++ = '\0';
-		if (!strncmp(line, COUNTER_PREFIX, strlen(COUNTER_PREFIX)) &&
-		    sscanf(line, "%47s %ld", c->name[c->nr], &c->value[c->nr]) == 2)
-			c->nr++;
-	}
-	count(c, "irqs_call", lazy_irqs(guest_cross_call));
-	count(c, "irqs_tlb", lazy_irqs(lazy_tlb_call));
+	for (i = 0; i < NR_COUNTERS - 2; i++)
+		if (!lazy_vmstat(counter_name[i], &value[i]))
+			value[i] = -1;
+	value[i++] = lazy_irqs(guest_cross_call);
+	value[i] = lazy_irqs(lazy_tlb_call);
 }
 
 /* ---- the build ----------------------------------------------------------- */
@@ -166,7 +131,7 @@ static void ld(const struct plan *p)
 static pid_t spawn(const char *role, unsigned int seed, int in, int out)
 {
 	char number[16];
-	char *const argv[] = { "bench", WORK, (char *)role, number, NULL };
+	char *const argv[] = { "ipis", IPIS_WORK, (char *)role, number, NULL };
 	pid_t pid;
 
 	snprintf(number, sizeof(number), "%u", seed);
@@ -215,7 +180,7 @@ static void driver(const struct plan *p, unsigned int seed)
 		reap(spawn("ld", seed, -1, -1), "ld");
 }
 
-static int work(const char *role, const char *number)
+int ipis_work(const char *role, const char *number)
 {
 	unsigned int seed = strtoul(number, NULL, 0);
 	struct plan p;
@@ -250,7 +215,7 @@ static void make(unsigned int seed, long jobs)
 			if (spawn("driver", first + next, -1, -1) < 0)
 				lazy_fail("fork for a job: %s", strerror(errno));
 			plan(&p, first + next);
-			atomic_fetch_add(&shared->exits, plan_processes(&p));
+			atomic_fetch_add(exited, plan_processes(&p));
 			next++;
 			running++;
 			continue;
@@ -259,7 +224,7 @@ static void make(unsigned int seed, long jobs)
 			lazy_fail("a job of the build: status %#x", status);
 		running--;
 	}
-	atomic_fetch_add(&shared->exits, 1);
+	atomic_fetch_add(exited, 1);
 }
 
 /* ---- big processes -------------------------------------------------------- */
@@ -273,7 +238,7 @@ struct big {
 static void big_process(const struct lazy_cpus *where, void *arg)
 {
 	const struct big *big = arg;
-	struct lazy_self s = { .lazy_cpus = 0 };
+	struct lazy_self s;
 
 	touch(64);
 	if (big->gone)
@@ -281,11 +246,7 @@ static void big_process(const struct lazy_cpus *where, void *arg)
 	else
 		lazy_crowd_start(&crowd, where, big->helpers);
 	/* All are about to block: give them the time. */
-	if (policy_known)
-		lazy_wait(big->helpers, 50 + 10 * big->helpers, &s);
-	else
-		lazy_sleep_us(1000);
-	atomic_fetch_add(&shared->lazy_at_exit, s.lazy_cpus);
+	lazy_wait(big->helpers, 50 + 10 * big->helpers, &s);
 	if (big->bare)
 		lazy_unmap_everything();
 }
@@ -309,7 +270,7 @@ static bool big_processes(unsigned int seed, long nr, bool busy)
 			guest_problem("big process %ld: status %#x", i, status);
 			return false;
 		}
-		atomic_fetch_add(&shared->exits, 1);
+		atomic_fetch_add(exited, 1);
 	}
 	return true;
 }
@@ -347,98 +308,35 @@ static bool run_workload(const char *name, unsigned int seed, long jobs, long bi
 	return ok;
 }
 
-/* Where one architecture has two ways to walk page tables, its name for this one. */
-static void mmu_name(char *buf, size_t size)
-{
-	char text[8192], *pos = NULL;
-	struct utsname name;
-
-	if (lazy_read_file("/proc/cpuinfo", text, sizeof(text)))
-		pos = strstr(text, "\nMMU");
-	if (pos)
-		pos = strchr(pos, ':');
-	if (pos && sscanf(pos, ": %15s", buf) == 1) {
-		for (; *buf; buf++)
-			if (*buf >= 'A' && *buf <= 'Z')
-				*buf += 'a' - 'A';
-		return;
-	}
-	if (uname(&name))
-		strcpy(name.machine, "unknown");
-	snprintf(buf, size, "%.15s", name.machine);
-}
-
-static void report(const struct counters *before, const struct counters *after)
-{
-	int i;
-
-	if (before->nr != after->nr)
-		guest_problem("%d counters before, %d after", before->nr, after->nr);
-	for (i = 0; i < after->nr && i < before->nr; i++)
-		guest_line("lazy-tlb-bench: what=counter name=%s before=%ld after=%ld",
-			   after->name[i], before->value[i], after->value[i]);
-}
-
-static void bench(void)
+void ipis(void)
 {
 	unsigned int seed = lazy_env("LAZY_TLB_SEED", 1);
-	long bigs = lazy_env("LAZY_TLB_BIG", 40);
-	const char *workload = getenv("LAZY_TLB_WORKLOAD");
-	long jobs = lazy_env("LAZY_TLB_JOBS", 200);
-	struct counters before, after;
-	char policy[32], mmu[32];
-	struct utsname name;
-	double start;
+	const char *workload = getenv("LAZY_TLB_WORKLOAD") ?: "build";
+	long before[NR_COUNTERS], after[NR_COUNTERS];
+	char policy[32];
+	size_t i;
 
-	if (!workload || !*workload)
-		workload = "build";
-	policy_known = lazy_policy(policy, sizeof(policy));
-	if (!policy_known) {
-		strcpy(policy, "unknown");
-		if (getpid() == 1)
-			guest_problem("no " LAZY_TLB_POLICY);
+	guest_cpus(&cpus);
+	exited = guest_shared(sizeof(*exited));
+	if (sched_getaffinity(0, sizeof(all_cpus), &all_cpus) ||
+	    !lazy_policy(policy, sizeof(policy))) {
+		guest_problem("no " LAZY_TLB_POLICY ": %s", strerror(errno));
+		return;
 	}
 	/* Each big process that unmaps itself would be reported. */
-	if (getpid() == 1)
-		lazy_write_file("/proc/sys/debug/exception-trace", "0");
-	mmu_name(mmu, sizeof(mmu));
-	if (uname(&name))
-		strcpy(name.release, "unknown");
-	guest_line("lazy-tlb-bench: what=setup policy=%s workload=%s seed=%u jobs=%ld big=%ld cpus=%d mmu=%s kernel=%s",
-		   policy, workload, seed, jobs, bigs, cpus.nr, mmu, name.release);
+	lazy_write_file("/proc/sys/debug/exception-trace", "0");
+	guest_line("lazy-tlb-bench: what=setup policy=%s workload=%s", policy, workload);
 
 	/* The first process stays out of the way. */
 	lazy_pin(0, cpus.cpu[0]);
-	counters_read(&before);
-	start = lazy_now();
-	if (!run_workload(workload, seed, jobs, bigs))
+	counters_read(before);
+	if (!run_workload(workload, seed, lazy_env("LAZY_TLB_JOBS", 200),
+			  lazy_env("LAZY_TLB_BIG", 40)))
 		guest_status = 1;
-	counters_read(&after);
-	report(&before, &after);
-	guest_line("lazy-tlb-bench: what=result exits=%ld lazy_at_exit=%ld ms=%.0f",
-		   atomic_load(&shared->exits), atomic_load(&shared->lazy_at_exit),
-		   (lazy_now() - start) * 1000);
-}
-
-int main(int argc, char **argv)
-{
-	bool guest = getpid() == 1;
-
-	/* The kernel hands words that it does not know to the first process. */
-	if (!guest && argc == 4 && !strcmp(argv[1], WORK))
-		return work(argv[2], argv[3]);
-
-	if (guest)
-		guest_start();
-	shared = mmap(NULL, sizeof(*shared), PROT_READ | PROT_WRITE,
-		      MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-	if (shared == MAP_FAILED)
-		guest_problem("mmap: %s", strerror(errno));
-	else if (sched_getaffinity(0, sizeof(all_cpus), &all_cpus) || lazy_cpus_get(&cpus) < 2)
-		guest_problem("nothing can be measured on one CPU");
-	else
-		bench();
-	if (guest)
-		guest_end();
-	return guest_status;
+	counters_read(after);
+	for (i = 0; i < NR_COUNTERS; i++)
+		if (before[i] >= 0 && after[i] >= 0)
+			guest_line("lazy-tlb-bench: what=counter name=%s before=%ld after=%ld",
+				   counter_name[i], before[i], after[i]);
+	guest_line("lazy-tlb-bench: what=result exits=%ld", atomic_load(exited));
 }

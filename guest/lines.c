@@ -1,25 +1,22 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * The first process of the guests that `bench lines` counts in. Pairs of pinned
- * threads of one process hand a byte to and fro through pipes, the two ends of
- * a pair on different CPUs: each trip goes from user to idle and back. Then
- * processes exit that no, three or all other CPUs are lazy on; one is forked;
- * one with lazy CPUs unmaps memory.
+ * `bench lines`. Pairs of pinned threads of one process hand a byte to and fro
+ * through pipes, the two ends of a pair on different CPUs: each trip goes from
+ * user to idle and back. Then processes exit that no, three or all other CPUs
+ * are lazy on; one is forked; one with lazy CPUs unmaps memory.
  *
  * An emulator's plugin counts from lines_begin() on to lines_end(). What it
  * cannot know is printed, as `lazy-tlb-lines: what=... key=value ...` lines.
  *
- * From the kernel command line: LAZY_TLB_POLICIES (to be set one after the
- * other; none: the one of this boot), LAZY_TLB_TRIPS (of each thread, 100),
- * LAZY_TLB_LIVES (exits, forks and unmaps of each kind that are counted, 0).
+ * LAZY_TLB_POLICIES (none: the one of this boot), LAZY_TLB_TRIPS (of each thread,
+ * 100), LAZY_TLB_LIVES (exits, forks and unmaps of each kind that are counted, 0).
  * LAZY_TLB_CGROUP=1 runs it in a cgroup with the controller cpu, not in the root.
  * From the file /layout: where things are in the kernel.
  */
-#include "common.h"
+#include "init.h"
 
 #include <elf.h>
 
-#define POLICY		"/sys/module/kernel/parameters/lazy_tlb"
 #define WARM_UP		20
 
 /* ---- marks -------------------------------------------------------------- */
@@ -179,8 +176,7 @@ static void *travel(void *arg)
 	bool sends = (self - travellers) % 2 == 0;
 	char byte;
 
-	if (!lazy_pin(0, self->cpu))
-		lazy_fail("cannot run on CPU %d: %s", self->cpu, strerror(errno));
+	guest_go(self->cpu);
 	for (;;) {
 		if (first && trips == WARM_UP) {
 			lines_arm();
@@ -215,10 +211,7 @@ static void announce(const char *name, const struct lazy_cpus *cpus)
 {
 	char policy[32] = "";
 
-	if (lazy_read_file(POLICY, policy, sizeof(policy)))
-		policy[strcspn(policy, "\n")] = '\0';
-	else
-		lazy_policy(policy, sizeof(policy));
+	lazy_policy(policy, sizeof(policy));
 	guest_line("lazy-tlb-lines: what=case name=%s policy=%s cpus=%d mm=%#lx size=%lu",
 		   name, policy, cpus->nr, own_mm(), mm_size());
 }
@@ -263,8 +256,7 @@ static void counted(void)
 
 static void settle(const struct lazy_cpus *cpus)
 {
-	if (!lazy_pin(0, cpus->cpu[0]))
-		lazy_fail("cannot run on CPU %d: %s", cpus->cpu[0], strerror(errno));
+	guest_go(cpus->cpu[0]);
 	usleep(1000);
 }
 
@@ -274,12 +266,11 @@ static void visit(const struct lazy_cpus *cpus, int nr)
 	int i;
 
 	for (i = 1; i <= nr; i++)
-		if (!lazy_pin(0, cpus->cpu[i]))
-			lazy_fail("cannot run on CPU %d: %s", cpus->cpu[i], strerror(errno));
+		guest_go(cpus->cpu[i]);
 	settle(cpus);
 }
 
-static void exits(const struct lazy_cpus *cpus, const char *name, int lazies, int lives)
+static void deaths(const struct lazy_cpus *cpus, const char *name, int lazies, int lives)
 {
 	bool count;
 	pid_t pid;
@@ -359,10 +350,10 @@ static void lives(const struct lazy_cpus *cpus, void *unused)
 	(void)unused;
 	if (!nr)
 		return;
-	exits(cpus, "exit-none", 0, nr);
+	deaths(cpus, "exit-none", 0, nr);
 	if (cpus->nr > 4)
-		exits(cpus, "exit-3", 3, nr);
-	exits(cpus, "exit-all", cpus->nr - 1, nr);
+		deaths(cpus, "exit-3", 3, nr);
+	deaths(cpus, "exit-all", cpus->nr - 1, nr);
 	forks(cpus, nr);
 	unmaps(cpus, nr);
 }
@@ -381,30 +372,24 @@ static void enter_cgroup(void)
 		guest_problem("cannot enter a cgroup: %s", strerror(errno));
 }
 
-int main(void)
+void lines(void)
 {
-	static char none[] = "", list[1024];
+	char *policy[GUEST_MAX_POLICIES];
+	int nr = guest_policies(policy), i;
 	unsigned long offsets;
 	struct lazy_cpus cpus;
-	char *policy, *rest;
-	int i;
 
-	guest_start();
-	lazy_cpus_get(&cpus);
+	guest_cpus(&cpus);
 	if (lazy_env("LAZY_TLB_CGROUP", 0))
 		enter_cgroup();
 	offsets = layout("__per_cpu_offset");
 	for (i = 0; offsets && i < cpus.nr; i++)
 		guest_line("lazy-tlb-lines: what=percpu cpu=%d offset=%#lx", cpus.cpu[i],
 			   peek(offsets + cpus.cpu[i] * sizeof(long), sizeof(long)));
-	snprintf(list, sizeof(list), "%s", getenv("LAZY_TLB_POLICIES") ?: "");
-	policy = strtok_r(list, ",", &rest) ?: none;
-	do {
-		if (*policy && !lazy_write_file(POLICY, policy))
-			guest_problem("cannot set the policy %s: %s", policy, strerror(errno));
+	for (i = 0; i < nr || !i; i++) {
+		if (nr && !lazy_set_policy(policy[i]))
+			guest_problem("cannot set the policy %s: %s", policy[i], strerror(errno));
 		if (lazy_run(&cpus, trips, NULL) || lazy_run(&cpus, lives, NULL))
-			guest_problem("the workload under %s failed", policy);
-		policy = strtok_r(NULL, ",", &rest);
-	} while (policy);
-	guest_end();
+			guest_problem("the workload of turn %d failed", i);
+	}
 }

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * The first process of the main job's guest: the same workload whatever the
- * policy, reported as `lazy-tlb-run: key=value` lines.
+ * `run`: the same workload whatever the policy, reported as `lazy-tlb-run:
+ * key=value` lines.
  *
- * From the kernel command line: LAZY_TLB_EXITS (multi-CPU processes to end,
- * 1000), LAZY_TLB_REPEAT (of the timed parts, 5).
+ * LAZY_TLB_EXITS (multi-CPU processes to end, 1000), LAZY_TLB_REPEAT (of the
+ * timed parts, 5).
  */
-#include "common.h"
+#include "init.h"
 
 #include <sys/eventfd.h>
 
@@ -18,25 +18,11 @@ static void report(const char *key, double value)
 	guest_line("lazy-tlb-run: %s=%.0f", key, value);
 }
 
-static int compare(const void *a, const void *b)
-{
-	double x = *(const double *)a, y = *(const double *)b;
-
-	return (x > y) - (x < y);
-}
-
-/* Sorts; the lower of the two middle ones, so that it is one that was measured. */
-static double median(double *values, int nr)
-{
-	qsort(values, nr, sizeof(*values), compare);
-	return values[(nr - 1) / 2];
-}
-
 static void report_spread(const char *key, double *values, int nr)
 {
 	char name[64];
 
-	report(key, median(values, nr));
+	report(key, guest_median(values, nr));
 	snprintf(name, sizeof(name), "%s_min", key);
 	report(name, values[0]);
 	snprintf(name, sizeof(name), "%s_max", key);
@@ -49,8 +35,7 @@ static void measure_lazies(const struct lazy_cpus *where, void *arg)
 {
 	struct lazy_self *result = arg, base, s;
 
-	if (!lazy_self(&base))
-		lazy_fail("cannot read " LAZY_TLB_SELF);
+	lazy_self_or_fail(&base);
 	lazy_occupy(&crowd, where, where->nr - 1, LAZY_BLOCK, &s);
 	if (base.lazies)
 		lazy_fail("%ld CPUs lazy on a new mm", base.lazies);
@@ -60,16 +45,9 @@ static void measure_lazies(const struct lazy_cpus *where, void *arg)
 
 static void lazies(void)
 {
-	struct lazy_self *result;
-	int status;
+	struct lazy_self *result = guest_shared(sizeof(*result));
+	int status = lazy_run(&cpus, measure_lazies, result);
 
-	result = mmap(NULL, sizeof(*result), PROT_READ | PROT_WRITE,
-		      MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-	if (result == MAP_FAILED) {
-		guest_problem("mmap: %s", strerror(errno));
-		return;
-	}
-	status = lazy_run(&cpus, measure_lazies, result);
 	if (status) {
 		guest_problem("lazy CPUs not measured, status %#x", status);
 		return;
@@ -83,21 +61,19 @@ static void lazies(void)
 /* When a process begins to end: what is shared is the last thing that it writes. */
 static double *ending;
 
-static void block_everywhere(const struct lazy_cpus *where, void *known)
+static void block_everywhere(const struct lazy_cpus *where, void *unused)
 {
 	struct lazy_self s;
 
+	(void)unused;
 	lazy_crowd_start(&crowd, where, where->nr - 1);
 	/* Most are blocked by now; give the last a moment to become so. */
-	if (known)
-		lazy_wait(where->nr - 1, 5, &s);
-	else
-		lazy_sleep_us(1000);
+	lazy_wait(where->nr - 1, 5, &s);
 	*ending = lazy_now();
 }
 
 /* As many as are asked for, in @repeat parts; of each part the median. */
-static void exits(bool known, double *value, int repeat)
+static void count_exits(double *value, int repeat)
 {
 	long nr = lazy_env("LAZY_TLB_EXITS", 1000) / repeat;
 	double *us = calloc(nr, sizeof(*us));
@@ -112,14 +88,14 @@ static void exits(bool known, double *value, int repeat)
 	tlb = lazy_irqs(lazy_tlb_call);
 	for (part = 0; part < repeat; part++) {
 		for (i = 0; i < nr; i++) {
-			status = lazy_run(&cpus, block_everywhere, known ? &cpus : NULL);
+			status = lazy_run(&cpus, block_everywhere, NULL);
 			us[i] = (lazy_now() - *ending) * 1e6;
 			if (status) {
 				guest_problem("exit %ld of %ld: status %#x", i, nr, status);
 				return;
 			}
 		}
-		value[part] = median(us, nr);
+		value[part] = guest_median(us, nr);
 	}
 	free(us);
 	report("exits", nr * repeat);
@@ -145,8 +121,7 @@ static void *return_serves(void *arg)
 	struct rally *rally = arg;
 	eventfd_t n;
 
-	if (!lazy_pin(0, rally->cpu))
-		lazy_fail("cannot run on CPU %d: %s", rally->cpu, strerror(errno));
+	guest_go(rally->cpu);
 	while (!eventfd_read(rally->fd[0], &n) && n == 1) {
 		if (eventfd_write(rally->fd[1], 1))
 			lazy_fail("eventfd: %s", strerror(errno));
@@ -218,39 +193,29 @@ static void fork_exit(double *value, int repeat)
 				return;
 			}
 		}
-		value[i] = median(us, 100);
+		value[i] = guest_median(us, 100);
 	}
 	report_spread("fork_exit_us", value, repeat);
 }
 
-int main(void)
+void run(void)
 {
 	int repeat = lazy_env("LAZY_TLB_REPEAT", 5);
 	char policy[32];
 	double *value;
-	bool known;
 
-	guest_start();
-	known = lazy_policy(policy, sizeof(policy));
-	if (known)
-		guest_line("lazy-tlb-run: policy=%s", policy);
-	else
-		guest_problem("no " LAZY_TLB_POLICY);
-	report("cpus", lazy_cpus_get(&cpus));
-	/* Shared: what a child measures is reported here. */
-	value = mmap(NULL, (repeat + 1) * sizeof(*value), PROT_READ | PROT_WRITE,
-		     MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-	if (cpus.nr < 2) {
-		guest_problem("nothing can be measured on one CPU");
-	} else if (repeat < 1 || value == MAP_FAILED) {
-		guest_problem("cannot repeat %d times", repeat);
-	} else {
-		ending = value + repeat;
-		if (known)
-			lazies();
-		exits(known, value, repeat);
-		switches(value, repeat);
-		fork_exit(value, repeat);
+	if (!lazy_policy(policy, sizeof(policy)) || repeat < 1) {
+		guest_problem("no " LAZY_TLB_POLICY ", or to be repeated %d times", repeat);
+		return;
 	}
-	guest_end();
+	guest_line("lazy-tlb-run: policy=%s", policy);
+	report("cpus", lazy_cpus_get(&cpus));
+	guest_cpus(&cpus);
+	/* Shared: what a child measures is reported here. */
+	value = guest_shared((repeat + 1) * sizeof(*value));
+	ending = value + repeat;
+	lazies();
+	count_exits(value, repeat);
+	switches(value, repeat);
+	fork_exit(value, repeat);
 }

@@ -1,21 +1,21 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * The first process of the test guest: runs every program in /tests, one after
- * the other, and reports them on the console the way the kselftest runner
- * does, as KTAP with each program's own results nested.
+ * `test`: runs every program in /tests, one after the other, and reports them
+ * the way the kselftest runner does, as KTAP with each program's own results
+ * nested.
  *
- * On the kernel command line: LAZY_TLB_TEST_TIMEOUT, seconds for one program
- * (it gets more where LAZY_TLB_SECONDS asks it to run for long);
- * LAZY_TLB_ONLY, the only program to run, or one test of it, as in churn:fork_exit;
- * LAZY_TLB_STOP=1 to end after the first program that fails; and LAZY_TLB_KEXEC=1 to go on to the kernel
- * and the initramfs in /kexec in the end. What the programs themselves read from the
- * environment can stand there as well, LAZY_TLB_SEED and LAZY_TLB_SECONDS above
- * all: the kernel hands such words on to this process.
+ * LAZY_TLB_TEST_TIMEOUT, seconds for one program (it gets more where
+ * LAZY_TLB_SECONDS asks it to run for long); LAZY_TLB_ONLY, the only program to
+ * run, or one test of it, as in churn:fork_exit; LAZY_TLB_STOP=1 to end after the
+ * first program that fails; LAZY_TLB_KEXEC=1 to go on to the kernel and the
+ * initramfs in /kexec in the end. Programs read their environment themselves:
+ * LAZY_TLB_SEED and LAZY_TLB_SECONDS above all.
  */
-#include "common.h"
+#include "init.h"
 
 #include <dirent.h>
 #include <poll.h>
+#include <signal.h>
 
 #define TESTS	"/tests"
 #define KEXEC	"/kexec/"
@@ -193,31 +193,55 @@ static int is_program(const struct dirent *entry)
 	return !stat(path, &st) && S_ISREG(st.st_mode) && !access(path, X_OK);
 }
 
-/* What an mm is made of: a slab object, and page tables, its PGD among them. */
+/* What an mm is made of, page tables in pages or objects; -1 where the kernel does not say. */
 struct stock {
-	long mms;		/* -1 where the kernel does not say exactly */
-	long page_tables;	/* in pages, or objects */
-	long memory;		/* what is available of all there is, in KiB */
+	long mms;
+	long page_tables;
+	long memory;	/* what is available of all there is, in KiB */
 };
 
-static long available_memory(void)
+/* Objects in use of the slab caches that page tables come from: powerpc has such, and some PGDs. */
+static long page_table_objects(void)
 {
-	char buf[4096];
-	long kib;
+	DIR *dir = opendir("/sys/kernel/slab");
+	long objects, sum = 0;
+	struct dirent *entry;
 
-	if (!lazy_read_file("/proc/meminfo", buf, sizeof(buf)) ||
-	    !lazy_field(buf, "MemAvailable:", &kib))
-		return -1;
-	return kib;
+	while (dir && (entry = readdir(dir))) {
+		if (strncmp(entry->d_name, "pgtable-", 8) && strncmp(entry->d_name, "pgd", 3))
+			continue;
+		lazy_slab_shrink(entry->d_name);
+		objects = lazy_slab_objects(entry->d_name);
+		if (objects > 0)
+			sum += objects;
+	}
+	if (dir)
+		closedir(dir);
+	return sum;
 }
 
 static void take_stock(struct stock *stock)
 {
-	bool exact = lazy_slab_shrink("mm_struct");
+	struct lazy_leftovers left;
+	char buf[4096];
+	long tables;
+	int i;
 
-	stock->mms = exact ? lazy_slab_objects("mm_struct") : -1;
-	stock->page_tables = guest_page_tables();
-	stock->memory = available_memory();
+	*stock = (struct stock){ .mms = -1, .page_tables = -1, .memory = -1 };
+	/* What was freed a moment ago may wait for a grace period still. */
+	for (i = 0; i < 10; i++) {
+		lazy_leftovers(&left);
+		if (i == 0 && left.exact)
+			stock->mms = left.objects[0];
+		if (left.tables < 0)
+			break;
+		tables = left.tables + page_table_objects();
+		if (!i || tables < stock->page_tables)
+			stock->page_tables = tables;
+		lazy_sleep_us(100000);
+	}
+	if (lazy_read_file("/proc/meminfo", buf, sizeof(buf)))
+		lazy_field(buf, "MemAvailable:", &stock->memory);
 }
 
 /* How many mms have ended since boot, and what is left of them. */
@@ -257,25 +281,24 @@ static bool load_kernel(void)
 	return true;
 }
 
-int main(void)
+void tests(void)
 {
 	long timeout = lazy_env("LAZY_TLB_TEST_TIMEOUT", 300) +
 		       2 * lazy_env("LAZY_TLB_SECONDS", 0);
 	char *only = getenv("LAZY_TLB_ONLY");
 	char *test = only ? strchr(only, ':') : NULL;
 	bool stop = lazy_env("LAZY_TLB_STOP", 0);
-	struct dirent **tests;
+	struct dirent **programs;
 	struct lazy_cpus home;
 	struct stock before;
 	cpu_set_t cpus;
 	int i, nr;
 
-	guest_start();
 	if (test)
 		*test++ = '\0';
 	/* Tests end processes by unmapping all of them: no news, and it may part a line of ours. */
 	lazy_write_file("/proc/sys/debug/exception-trace", "0");
-	nr = scandir(TESTS, &tests, is_program, alphasort);
+	nr = scandir(TESTS, &programs, is_program, alphasort);
 	if (nr <= 0) {
 		guest_problem("no programs in " TESTS);
 		nr = 0;
@@ -289,10 +312,10 @@ int main(void)
 	guest_line("KTAP version 1");
 	guest_line("1..%d", nr);
 	for (i = 0; i < nr && !(stop && guest_status); i++) {
-		if (only && strcmp(tests[i]->d_name, only))
+		if (only && strcmp(programs[i]->d_name, only))
 			guest_line("ok %d selftests: lazy_tlb: %s # SKIP not asked for",
-				   i + 1, tests[i]->d_name);
-		else if (!run_one(i + 1, tests[i]->d_name, test, timeout, &cpus))
+				   i + 1, programs[i]->d_name);
+		else if (!run_one(i + 1, programs[i]->d_name, test, timeout, &cpus))
 			guest_status = 1;
 	}
 	report_stock(&before);
@@ -300,5 +323,4 @@ int main(void)
 		reboot(RB_KEXEC);
 		guest_problem("kexec: %s", strerror(errno));
 	}
-	guest_end();
 }

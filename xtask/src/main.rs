@@ -464,7 +464,7 @@ fn boot(project: &Project, kernel: &Kernel, args: &BootArgs) -> Result<()> {
             guest::initramfs::write_initramfs(&own, &[program])?;
             &own
         }
-        None => &project.guest_initramfs(arch, "run-init")?,
+        None => &project.initramfs(arch, "run")?,
     };
     let vm = Vm::new(project, arch, &image)?;
     let limit = Duration::from_secs(args.timeout);

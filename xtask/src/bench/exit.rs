@@ -53,7 +53,7 @@ pub fn run(
     let bench = Bench {
         name: "exit",
         build,
-        initramfs: project.guest_initramfs(build.arch, "exit-init")?,
+        initramfs: project.initramfs(build.arch, "exit")?,
         words: "",
         rounds: Some(20),
         read,

@@ -65,7 +65,7 @@ pub fn run(
     let bench = Bench {
         name: "kernel",
         build,
-        initramfs: project.guest_initramfs(build.arch, "bench-init")?,
+        initramfs: project.initramfs(build.arch, "alive")?,
         words: IDLE,
         rounds: None,
         read,

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::bench::layout::Layout;
 use crate::bench::transfers::{Section, Told};
-use crate::guest::initramfs::{self, GuestFile};
+use crate::guest::initramfs::GuestFile;
 use crate::guest::machine::{self, Append, Guest};
 use crate::host::arch::Arch;
 use crate::host::sh;
@@ -297,23 +297,18 @@ impl<'a> CountingGuest<'a> {
         image: &'a Path,
     ) -> Result<Self> {
         let layout = Layout::of(out)?;
-        let program = project.guest_program(arch, "lines")?;
-        let initramfs = program.with_extension("cpio");
         let described = GuestFile {
             path: "layout".into(),
             bytes: layout.for_guest().into_bytes(),
         };
-        initramfs::write_initramfs(
-            &initramfs,
-            &[GuestFile::program("init", &program)?, described],
-        )?;
+        let initramfs = project.initramfs_with(arch, "lines", vec![described], out)?;
         Ok(CountingGuest {
             project,
             arch,
             image,
             layout,
             plugin: plugin(project, arch.qemu)?,
-            marks: marks(&program)?,
+            marks: marks(&project.init(arch)?)?,
             initramfs,
         })
     }

@@ -7,7 +7,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 
 use crate::bench::paired::{Bench, Options};
-use crate::guest::initramfs::{self, GuestFile};
+use crate::guest::initramfs::GuestFile;
 use crate::kernel::build::Build;
 use crate::kernel::programs::perf;
 use crate::kernel::workshop::{Project, Workshop};
@@ -72,13 +72,8 @@ pub fn run(
     json: Option<&Path>,
 ) -> Result<()> {
     let perf = perf(&shop.tree, build.arch, &build.out)?;
-    let program = project.guest_program(build.arch, "perf-init")?;
-    let initramfs = build.out.join("perf-init.cpio");
-    let files = [
-        GuestFile::program("init", &program)?,
-        GuestFile::program("perf", &perf)?,
-    ];
-    initramfs::write_initramfs(&initramfs, &files)?;
+    let files = vec![GuestFile::program("perf", &perf)?];
+    let initramfs = project.initramfs_with(build.arch, "perf", files, &build.out)?;
     let bench = Bench {
         name: "perf",
         build,

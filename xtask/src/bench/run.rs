@@ -61,7 +61,7 @@ impl Results {
 
 /// Boots a guest for each policy, `words` on their command line.
 pub fn boot(vm: &Vm<'_>, words: &str) -> Result<Vec<Results>> {
-    let initramfs = vm.project.guest_initramfs(vm.arch, "run-init")?;
+    let initramfs = vm.project.initramfs(vm.arch, "run")?;
     let mut results = Vec::new();
     for policy in policy::ALL {
         let append = format!("lazy_tlb={policy} {} {words}", machine::NO_KUNIT);

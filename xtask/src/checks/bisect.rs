@@ -220,7 +220,7 @@ fn kernel(
 
 /// Boots the smallest guest that tells whether the kernel lives.
 fn boot(project: &Project, column: &Column, image: &Path) -> Result<()> {
-    let initramfs = project.guest_initramfs(column.arch, "alive-init")?;
+    let initramfs = project.initramfs(column.arch, "alive")?;
     let vm = Vm::new(project, column.arch, image)?;
     let log = format!("bisect-{}", column.name().replace(' ', "-"));
     vm.guest(&initramfs, &log).boot()?.check()

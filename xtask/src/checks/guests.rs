@@ -317,7 +317,7 @@ pub fn bogus(guest: &TestGuest<'_>, log: &str) -> Result<Vec<Case>> {
     );
     // The workload's first process reports the policy; a few exits are enough for that.
     let vm = &guest.vm;
-    let initramfs = vm.project.guest_initramfs(vm.arch, "run-init")?;
+    let initramfs = vm.project.initramfs(vm.arch, "run")?;
     let report = guest.boot(BOGUS, &append, &initramfs, log)?;
     let policy = report.values("lazy-tlb-run").remove("policy");
     let kept = complains(&report.text, &[BOGUS, "keeping shootdown"]);
@@ -339,7 +339,7 @@ pub fn bogus(guest: &TestGuest<'_>, log: &str) -> Result<Vec<Case>> {
 /// Whether a guest that hangs is found to, and tells where.
 pub fn hang(guest: &TestGuest<'_>, log: &str) -> Result<Vec<Case>> {
     let vm = &guest.vm;
-    let initramfs = vm.project.guest_initramfs(vm.arch, "alive-init")?;
+    let initramfs = vm.project.initramfs(vm.arch, "alive")?;
     let append = format!(
         "{} {} LAZY_TLB_WAIT=1",
         guest.kind.append,
@@ -466,8 +466,7 @@ fn test_initramfs(
     build: &Build<'_>,
     kernel: Option<&Path>,
 ) -> Result<PathBuf> {
-    let init = project.guest_program(build.arch, "test-init")?;
-    let mut files = vec![GuestFile::program("init", &init)?];
+    let mut files = Vec::new();
     for program in shop.selftests(build)? {
         let name = program
             .file_name()
@@ -477,7 +476,7 @@ fn test_initramfs(
         initramfs::check_init(&file.bytes, &program, build.arch)?;
         files.push(file);
     }
-    if files.len() == 1 {
+    if files.is_empty() {
         return Err(fail(
             Exit::NoTests,
             "the selftests' Makefile built no program",
@@ -485,14 +484,12 @@ fn test_initramfs(
         ));
     }
     if let Some(kernel) = kernel {
-        let alive = project.guest_initramfs(build.arch, "alive-init")?;
+        let alive = project.initramfs(build.arch, "alive")?;
         files.push(GuestFile::program("kexec/kernel", kernel)?);
         files.push(GuestFile::program("kexec/initramfs", &alive)?);
     }
     // Beside the kernel: another variant's may be made at the same time.
-    let initramfs = build.out.join("test-init.cpio");
-    initramfs::write_initramfs(&initramfs, &files)?;
-    Ok(initramfs)
+    project.initramfs_with(build.arch, "test", files, &build.out)
 }
 
 #[cfg(test)]

@@ -238,8 +238,7 @@ pub fn run(project: &Project, options: &Options) -> Result<Exit> {
     let build = shop.build(arch, "neighbours")?;
     let image = build.image()?;
     build.targets(&["headers"])?;
-    let init = project.guest_program(arch, "test-init")?;
-    let mut files = vec![GuestFile::program("init", &init)?];
+    let mut files = Vec::new();
     for (suite, sources) in PROGRAMS {
         let program = compile(&shop, &build, suite, sources)?;
         let name = format!("tests/{suite}.{}", sources[0]);
@@ -255,9 +254,8 @@ pub fn run(project: &Project, options: &Options) -> Result<Exit> {
         Ok(script) => files.extend(script),
         Err(why) => println!("{why}"),
     }
-    let initramfs = build.out.join("neighbours.cpio");
-    initramfs::write_initramfs(&initramfs, &files)?;
-    let alive = project.guest_initramfs(arch, "alive-init")?;
+    let initramfs = project.initramfs_with(arch, "test", files, &build.out)?;
+    let alive = project.initramfs(arch, "alive")?;
     let base = match options.without_base {
         true => None,
         false => Some(shop.build_base(arch, "neighbours-plain")?.image()?),

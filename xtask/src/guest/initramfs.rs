@@ -115,11 +115,28 @@ fn elf_facts(bytes: &[u8]) -> Option<(u16, bool)> {
 }
 
 impl Project {
-    /// An initramfs with nothing but such a first process.
-    pub fn guest_initramfs(&self, arch: &Arch, name: &str) -> Result<PathBuf> {
-        let program = self.guest_program(arch, name)?;
-        let initramfs = program.with_extension("cpio");
-        write_initramfs(&initramfs, &[GuestFile::program("init", &program)?])?;
+    /// An initramfs in which the first process does that workload, which needs nothing else.
+    pub fn initramfs(&self, arch: &Arch, workload: &str) -> Result<PathBuf> {
+        let dir = self.cache.dir(format!("guest/{}", arch.name))?;
+        self.initramfs_with(arch, workload, Vec::new(), &dir)
+    }
+
+    /// The same with files, in a folder that is the caller's.
+    pub fn initramfs_with(
+        &self,
+        arch: &Arch,
+        workload: &str,
+        mut files: Vec<GuestFile>,
+        dir: &Path,
+    ) -> Result<PathBuf> {
+        let init = self.init(arch)?;
+        files.push(GuestFile::program("init", &init)?);
+        files.push(GuestFile {
+            path: "workload".into(),
+            bytes: workload.into(),
+        });
+        let initramfs = dir.join(format!("{workload}.cpio"));
+        write_initramfs(&initramfs, &files)?;
         Ok(initramfs)
     }
 }

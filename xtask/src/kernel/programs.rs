@@ -52,17 +52,23 @@ pub fn perf(tree: &Path, arch: &Arch, out: &Path) -> Result<PathBuf> {
 }
 
 impl Project {
-    /// Compiles a first process of `guest/` as a static program.
-    pub fn guest_program(&self, arch: &Arch, name: &str) -> Result<PathBuf> {
+    /// Compiles `guest/` as one static program, the first process of every guest.
+    pub fn init(&self, arch: &Arch) -> Result<PathBuf> {
         let dir = self.cache.dir(format!("guest/{}", arch.name))?;
-        let program = dir.join(name);
+        let program = dir.join("init");
+        let mut sources: Vec<PathBuf> = fs::read_dir(self.repo.join("guest"))?
+            .flatten()
+            .map(|entry| entry.path())
+            .filter(|path| path.extension().is_some_and(|extension| extension == "c"))
+            .collect();
+        sources.sort();
         let mut gcc = Command::new(arch.gcc);
         // Several guests may be made ready at once: the program appears when it is whole.
         let part = tempfile::NamedTempFile::new_in(&dir)?.into_temp_path();
         gcc.args(["-static", "-O2", "-Wall", "-Wextra", "-pthread", "-o"])
-            .arg(&part);
-        gcc.arg(self.repo.join("guest").join(format!("{name}.c")));
-        let log = dir.join(format!("{name}.log"));
+            .arg(&part)
+            .args(sources);
+        let log = dir.join("init.log");
         let remedy = "the compiler's message is in the log";
         sh::logged(&gcc, &log, Exit::Build, remedy, |_| ())?;
         part.persist(&program)?;
