@@ -129,7 +129,7 @@ enum Command {
         #[command(flatten)]
         options: checks::neighbours::Options,
     },
-    /// Writes tables and plots of everything in results/.
+    /// Writes tables of everything in results/: is each policy better than refcount, then the details.
     #[command(after_help = "Example: cargo xtask report")]
     Report,
     /// Writes the series as mails with a cover letter, ready to be signed off and sent.

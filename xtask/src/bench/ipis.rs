@@ -116,7 +116,7 @@ impl Record {
         Ok(Record {
             policy: policy.into(),
             arch,
-            mmu: said.unwrap_or_default().into(),
+            mmu: said.unwrap_or_default(),
             workload: text(&setup, "workload")?.into(),
             run,
             exits: number(&result, "exits")?,

@@ -89,7 +89,7 @@ pub fn run(
             "use --arch um, whose configuration has it",
         ));
     }
-    bench.run(project, shop, &options, json).map(drop)
+    bench.run(project, shop, &options, json)
 }
 
 #[cfg(test)]

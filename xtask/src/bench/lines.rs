@@ -199,24 +199,31 @@ impl Results {
         table::of([unit].iter().chain(&policies), lines, &[0])
     }
 
-    /// What the mm's lines do per trip, for a plot over CPUs.
-    pub fn of_mm(&self) -> Samples {
-        let of_mm = |s: &&Sample| s.unit == PER_TRIP && s.what == "transfers" && s.case == "mm";
-        let samples = self.samples.iter().filter(of_mm).map(|s| sample::Sample {
-            policy: s.policy.clone(),
-            boot: s.boot,
-            round: 1,
-            what: s.what.clone(),
-            case: s.case.clone(),
-            cpus: s.cpus,
-            unit: s.unit.clone(),
-            value: s.value,
+    /// How often lines of these cases, the mm's among them, move, whatever that is counted per.
+    pub fn moves(&self, cases: &[&str]) -> Samples {
+        let moves = |s: &Sample, case: &str| s.what == "transfers" && s.case == case;
+        let of_mm = self.samples.iter().filter(|s| moves(s, "mm"));
+        let samples = of_mm.map(|s| {
+            let same = |o: &&Sample| (&o.unit, &o.policy, o.boot) == (&s.unit, &s.policy, s.boot);
+            let ours = |o: &&Sample| cases.iter().any(|case| moves(o, case));
+            let values = self.samples.iter().filter(same).filter(ours);
+            sample::Sample {
+                policy: s.policy.clone(),
+                boot: s.boot,
+                round: 1,
+                what: s.what.clone(),
+                case: cases.join(" + "),
+                cpus: s.cpus,
+                unit: s.unit.clone(),
+                value: values.map(|other| other.value).sum(),
+            }
         });
+        let append = self.command.split_once(" --append ");
         Samples {
             command: self.command.clone(),
             machine: self.machine.clone(),
             guest: self.guest.clone(),
-            append: String::new(),
+            append: append.map_or("", |(_, words)| words).replace('\'', ""),
             kernel: String::new(),
             variant: self.variant.clone(),
             clock: "none".into(),

@@ -58,7 +58,7 @@ impl Bench<'_> {
         shop: &Workshop<'_>,
         options: &Options,
         json: Option<&Path>,
-    ) -> Result<Samples> {
+    ) -> Result<()> {
         let build = self.build;
         let arch = build.arch;
         ensure!(
@@ -127,7 +127,7 @@ impl Bench<'_> {
         let clock = if options.icount { "icount" } else { "" };
         let path = samples.write(&project.repo, options.cpus, &[clock], json)?;
         println!("\n{}\n\n{}", samples.table(), path.display());
-        Ok(samples)
+        Ok(())
     }
 
     /// Those of one boot, the times first.

@@ -82,8 +82,7 @@ pub fn run(
         rounds: Some(5),
         read,
     };
-    bench.run(project, shop, options, json)?;
-    Ok(())
+    bench.run(project, shop, options, json)
 }
 
 #[cfg(test)]

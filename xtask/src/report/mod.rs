@@ -1,4 +1,3 @@
-//! `report`: tables and plots of what was measured.
+//! `report`: tables of what was measured.
 
 pub mod page;
-pub mod plot;

@@ -1,4 +1,4 @@
-//! `report`: tables and plots of what the benchmarks wrote into `results/`, one folder per machine.
+//! `report`: tables of what the benchmarks wrote into `results/`, one folder per machine.
 //!
 //! The same files give the same bytes.
 
@@ -13,8 +13,8 @@ use crate::bench::lines;
 use crate::host::arch::{Kind, KINDS};
 use crate::host::failure::{fail, Exit};
 use crate::host::sh;
-use crate::report::plot::plot;
-use crate::results::sample::{Samples, FILES};
+use crate::results::sample::{Samples, FILES, POLICIES};
+use crate::results::table;
 
 const REPORT: &str = "REPORT.md";
 
@@ -50,11 +50,17 @@ parent's return from `waitpid()`, when it leaves all CPUs lazy on its mm, or non
 ];
 
 const INTRODUCTION: &str = "
-Medians with the least and the greatest of all rounds and boots. A ratio is of two values of the same round;
-a difference within its spread is none.
+## Is it better than refcount?
+
+Each ratio is of two values of the same round, and less is better: the median of the rounds, the least and the greatest.
+It is `better` or `worse` if all rounds say so, else `same`. With one round nothing says how much chance there is in it.
+`transfers mm + slot` are moves of cache lines, counted in an emulator.
+
 ";
 
 const LINES_INTRODUCTION: &str = "
+## Cache lines
+
 Pairs of threads of one process hand a byte to and fro, the two ends of each pair on different CPUs: a trip goes
 from user to idle and back. A plugin of the emulator counts how often each line has to move to another CPU, all
 caches being as large as it takes; a read that writes asks for its line once. Over the boots: the median, with the
@@ -113,61 +119,39 @@ impl Folder {
         samples.filter(move |(_, samples)| samples.bench() == bench)
     }
 
-    fn write_up(&self) -> Result<BTreeMap<String, String>> {
-        let mut written = BTreeMap::new();
+    /// A table that answers for each row, before all details.
+    fn answers(&self) -> String {
+        let mut answers: Vec<_> = self.samples.values().flat_map(Samples::answers).collect();
+        for lines in self.lines.values() {
+            answers.extend(lines.moves(&["mm", "slot"]).answers());
+        }
+        let mut header = vec!["", "guest", "CPUs", "rounds"];
+        for policy in &POLICIES[1..] {
+            header.extend([policy, "least..greatest", ""]);
+        }
+        table::of(header, answers, &[0, 1, 6, 9])
+    }
+
+    fn write_up(&self) -> String {
         let mut report = format!(
-            "# Results: {}\n\nWritten by `cargo xtask report` from the JSON files beside it.\n{INTRODUCTION}",
-            self.name
+            "# Results: {}\n\nWritten by `cargo xtask report` from the JSON files beside it.\n{INTRODUCTION}{}\n",
+            self.name,
+            self.answers()
         );
         for (bench, title, introduction) in BENCHES {
-            report.push_str(&format!("\n## {title}\n\n"));
             if self.of(bench).next().is_none() {
-                report.push_str("Nothing was measured.\n");
                 continue;
             }
-            report.push_str(introduction);
-            // A plot for what may be compared but for the number of CPUs.
-            let mut plots: BTreeMap<String, Vec<&Samples>> = BTreeMap::new();
+            report.push_str(&format!("\n## {title}\n\n{introduction}"));
             for (file, samples) in self.of(bench) {
                 report.push_str(&samples.section(file));
-                let of = (
-                    &samples.guest,
-                    &samples.variant,
-                    &samples.append,
-                    &samples.clock,
-                );
-                plots.entry(format!("{of:?}")).or_default().push(samples);
-            }
-            let over_cpus = |samples: &&Vec<&Samples>| {
-                let rows = samples.iter().flat_map(|samples| samples.rows());
-                rows.map(|row| row.2).collect::<BTreeSet<u32>>().len() > 1
-            };
-            for (number, samples) in (1..).zip(plots.values().filter(over_cpus)) {
-                let name = format!("{FILES}{bench}-{number}.svg");
-                report.push_str(&format!("\n![{}]({name})\n", samples[0].title()));
-                written.insert(name, plot(samples)?);
             }
         }
-        report.push_str("\n## Cache lines\n");
-        report.push_str(match self.lines.is_empty() {
-            true => "\nNothing was counted.\n",
-            false => LINES_INTRODUCTION,
-        });
+        if !self.lines.is_empty() {
+            report.push_str(LINES_INTRODUCTION);
+        }
         for (file, lines) in &self.lines {
             report.push_str(&lines.section(file));
-        }
-        let mut guests: BTreeMap<&str, Vec<Samples>> = BTreeMap::new();
-        for lines in self
-            .lines
-            .values()
-            .filter(|lines| !lines.command.contains("--append"))
-        {
-            guests.entry(&lines.guest).or_default().push(lines.of_mm());
-        }
-        for (guest, counted) in guests.iter().filter(|(_, counted)| counted.len() > 1) {
-            let name = format!("{}{guest}.svg", lines::FILES);
-            report.push_str(&format!("\n![Lines of the mm, {guest}]({name})\n"));
-            written.insert(name, plot(&counted.iter().collect::<Vec<_>>())?);
         }
         report.push_str("\n## Missing\n\n");
         report.push_str(&list(&self.missing()));
@@ -175,8 +159,7 @@ impl Folder {
             report.push_str("\n## Not read\n\n");
             report.push_str(&list(&self.unknown));
         }
-        written.insert(REPORT.to_owned(), report);
-        Ok(written)
+        report
     }
 
     /// What nobody has measured on this machine, and how to.
@@ -241,21 +224,6 @@ fn list(items: &[String]) -> String {
     items.iter().map(|item| format!("- {item}\n")).collect()
 }
 
-/// Writes the files of a folder, and removes plots that nothing is left to plot of.
-fn write(dir: &Path, written: &BTreeMap<String, String>) -> Result<()> {
-    for (name, content) in written {
-        sh::write_whole(&dir.join(name), content.as_bytes())?;
-    }
-    for path in files(dir)? {
-        let name = name_of(&path);
-        let ours = name.starts_with(FILES) && name.ends_with(".svg");
-        if ours && !written.contains_key(&name) {
-            fs::remove_file(&path).with_context(|| format!("removing {}", path.display()))?;
-        }
-    }
-    Ok(())
-}
-
 /// `report` itself: reads every folder, and writes only if all could be read.
 pub fn run(repo: &Path) -> Result<()> {
     let results = repo.join("results");
@@ -268,7 +236,7 @@ pub fn run(repo: &Path) -> Result<()> {
         let folder = Folder::load(&dir)?;
         // What was measured long ago and in other forms keeps the report that it has.
         if !folder.is_empty() {
-            reports.push((dir, folder.write_up()?));
+            reports.push((dir.join(REPORT), folder.write_up()));
         }
     }
     if reports.is_empty() {
@@ -278,9 +246,9 @@ pub fn run(repo: &Path) -> Result<()> {
             "run `cargo xtask bench kernel --arch um` or `cargo xtask bench ipis` first",
         ));
     }
-    for (dir, written) in reports {
-        write(&dir, &written)?;
-        println!("{}", dir.join(REPORT).display());
+    for (path, report) in reports {
+        sh::write_whole(&path, report.as_bytes())?;
+        println!("{}", path.display());
     }
     Ok(())
 }
@@ -321,9 +289,9 @@ mod tests {
             ("paired-ipis-powerpc-4-disable_radix.json", json(&hash)),
             ("other.json", "{}".into()),
         ];
-        let written = loaded(&files).unwrap().write_up().unwrap();
-        let report = &written[REPORT];
+        let report = loaded(&files).unwrap().write_up();
         for words in [
+            "| exit lazy, us | arm64 ",
             "\n### Guest arm64: exit\n",
             "From `paired-exit-arm64-4.json`",
             "\n### Guest powerpc, `disable_radix`: ipis\n",
@@ -334,24 +302,6 @@ mod tests {
             assert!(report.contains(words), "{words}: {report}");
         }
         assert!(!report.contains("of powerpc-hash"), "{report}");
-    }
-
-    #[test]
-    fn numbers_of_cpus_are_in_one_plot() {
-        let mut many = example(1.0, 1.1);
-        many.samples.iter_mut().for_each(|sample| sample.cpus = 128);
-        let mut other = many.clone();
-        other.variant = "test".into();
-        let files = [
-            (EXIT, json(&example(1.0, 1.1))),
-            ("paired-exit-arm64-128.json", json(&many)),
-            ("paired-exit-arm64-128-test.json", json(&other)),
-        ];
-        let written = loaded(&files).unwrap().write_up().unwrap();
-        assert_eq!(written.len(), 2, "one has nothing to be compared with");
-        for word in ["shootdown", "exit lazy", "us", "128"] {
-            assert!(written["paired-exit-1.svg"].contains(word), "{word}");
-        }
     }
 
     #[test]
@@ -369,25 +319,6 @@ mod tests {
                 assert!(text.contains(word), "{word}: {text}");
             }
         }
-    }
-
-    #[test]
-    fn the_same_files_give_the_same_bytes_and_old_plots_go() {
-        let dir = folder(&[
-            (EXIT, json(&example(1.0, 1.1))),
-            ("paired-gone.svg", String::new()),
-            ("mine.svg", String::new()),
-        ]);
-        let content = || {
-            run(dir.path()).unwrap();
-            let paths = files(&dir.path().join("results/machine")).unwrap();
-            let read = |path: &PathBuf| (name_of(path), fs::read_to_string(path).unwrap());
-            paths.iter().map(read).collect::<Vec<_>>()
-        };
-        let first = content();
-        assert_eq!(first, content());
-        let names: Vec<&str> = first.iter().map(|(name, _)| name.as_str()).collect();
-        assert_eq!(names, [REPORT, "mine.svg", EXIT]);
     }
 
     #[test]

@@ -17,6 +17,10 @@ use crate::results::table;
 /// The policies, each compared with the first.
 pub const POLICIES: [&str; 3] = [policy::REFCOUNT, policy::HANDOVER, policy::SHOOTDOWN];
 pub const FILES: &str = "paired-";
+/// The units, or how they begin, of which less is better.
+const COSTS: [&str; 5] = ["us", "ns", "per trip", "per exit", "per munmap"];
+const SAME: &str = "same";
+const WORSE: &str = "worse";
 
 /// Everything that a benchmark found.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -187,26 +191,41 @@ impl Samples {
         table::of(header, lines, &[0, 2])
     }
 
-    /// Whether a policy is within `percent` of refcount, paired, or in the middle half of what refcount
-    /// itself comes to: for each row of `what`, in words.
-    pub fn verdict(&self, what: &str, policy: &str, percent: f64) -> Vec<String> {
-        let rows = self.rows().into_iter().filter(|row| row.0 == what);
-        let verdict = |row: Row<'_>| {
-            let ratio = self.ratios(row, policy)?.median;
-            let median = self.absolute(row, policy)?.median;
-            let (_, third) = self.absolute(row, POLICIES[0])?.quartiles;
-            let how = match (ratio <= 1.0 + percent / 100.0, median <= third) {
-                (true, _) => "yes",
-                (false, true) => "no, but inside refcount's own middle half",
-                (false, false) => "NO",
-            };
-            let (what, case, ..) = row;
-            Some(format!(
-                "{what} {case}: {policy} within {percent} % of refcount ({:+.1} %): {how}",
-                (ratio - 1.0) * 100.0
-            ))
+    /// A line for each row that costs something: how each policy compares with refcount, in a word.
+    pub fn answers(&self) -> Vec<Vec<String>> {
+        let rows = self.rows().into_iter();
+        let costs = rows.filter(|(.., unit)| COSTS.iter().any(|cost| unit.starts_with(cost)));
+        let line = |row: Row<'_>| {
+            let (what, case, cpus, unit) = row;
+            let rounds = self.values(row, POLICIES[0]).len();
+            let mut cells = vec![
+                format!("{what} {case}").trim_end().to_owned() + ", " + unit,
+                format!("{} {}", self.guest, self.append).trim_end().into(),
+                cpus.to_string(),
+                rounds.to_string(),
+            ];
+            for policy in &POLICIES[1..] {
+                cells.extend(match self.ratios(row, policy) {
+                    Some(s) => [
+                        format!("{:.3}", s.median),
+                        format!("{:.3}..{:.3}", s.min, s.max),
+                        word(s.min, s.max).into(),
+                    ],
+                    None => ["".into(), "".into(), self.word_beside_nothing(row, policy)],
+                });
+            }
+            cells
         };
-        rows.filter_map(verdict).collect()
+        costs.map(line).collect()
+    }
+
+    /// The word where refcount costs nothing, so that there is no ratio.
+    fn word_beside_nothing(&self, row: Row<'_>, policy: &str) -> String {
+        match self.absolute(row, policy) {
+            None => "not measured".into(),
+            Some(s) if s.max == 0.0 => SAME.into(),
+            Some(s) => format!("{WORSE}: {:.1} more than none", s.median),
+        }
     }
 
     pub fn title(&self) -> String {
@@ -237,6 +256,15 @@ impl Samples {
             self.command,
             self.table(),
         )
+    }
+}
+
+/// What ratios from the least to the greatest say: a difference is one in all rounds.
+fn word(min: f64, max: f64) -> &'static str {
+    match (max < 1.0, min > 1.0) {
+        (true, _) => "better",
+        (_, true) => WORSE,
+        _ => SAME,
     }
 }
 
@@ -312,15 +340,23 @@ pub mod tests {
     }
 
     #[test]
-    fn the_verdict_has_a_limit() {
-        let verdict = |ratio, policy| {
-            example(ratio, ratio)
-                .verdict("exit", policy, 10.0)
-                .remove(0)
-        };
-        assert!(verdict(1.09, "shootdown").ends_with("(+9.0 %): yes"));
-        assert!(verdict(1.2, "shootdown").contains("inside"));
-        assert!(verdict(2.0, "shootdown").ends_with("NO"));
+    fn what_is_better_in_all_rounds_is_better() {
+        let answers = example(0.9, 1.5).answers();
+        let exit = "exit lazy, us|arm64|4|3|0.900|0.900..0.900|better|1.500|1.500..1.500|worse";
+        assert_eq!(answers[0].join("|"), exit);
+        let mut samples = example(0.9, 0.0);
+        let handover = |s: &&mut Sample| s.policy == policy::HANDOVER;
+        samples.samples.iter_mut().find(handover).unwrap().value = 101.0;
+        assert_eq!(samples.answers()[0][6], "same");
+        let refcount = |s: &&mut Sample| s.policy == policy::REFCOUNT;
+        samples
+            .samples
+            .iter_mut()
+            .filter(refcount)
+            .for_each(|s| s.value = 0.0);
+        let answer = samples.answers().remove(0);
+        assert_eq!(answer[6], "worse: 180.0 more than none");
+        assert_eq!(answer[9], "same");
     }
 
     #[test]
