@@ -382,11 +382,12 @@ fn run(cli: Cli) -> Result<Exit> {
 }
 
 /// Everything that can be measured on any machine, each as a command that can be given alone.
-const BENCHES: [&str; 5] = [
+const BENCHES: [&str; 6] = [
     "bench kernel --arch um",
     "bench ipis",
     "bench perf",
     "bench exit --icount",
+    "bench lines",
     "report",
 ];
 

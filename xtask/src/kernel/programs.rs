@@ -7,10 +7,14 @@ use std::process::Command;
 use anyhow::{Context, Result};
 
 use crate::host::arch::Arch;
+use crate::host::cache::digest;
 use crate::host::failure::Exit;
 use crate::host::sh;
 use crate::kernel::build::{builder, Build};
 use crate::kernel::workshop::{Project, Workshop};
+
+/// What the first process has in common with the selftests.
+const HELPERS: &str = "tools/testing/selftests/lazy_tlb/lazy_tlb.h";
 
 /// Nothing that `perf bench sched` needs, and perf then runs on any machine of the architecture.
 const PERF: [&str; 14] = [
@@ -52,26 +56,34 @@ pub fn perf(tree: &Path, arch: &Arch, out: &Path) -> Result<PathBuf> {
 }
 
 impl Project {
-    /// Compiles `guest/` as one static program, the first process of every guest.
+    /// Compiles `guest/` as one static program, the first process of every guest, if it has changed.
     pub fn init(&self, arch: &Arch) -> Result<PathBuf> {
         let dir = self.cache.dir(format!("guest/{}", arch.name))?;
-        let program = dir.join("init");
-        let mut sources: Vec<PathBuf> = fs::read_dir(self.repo.join("guest"))?
-            .flatten()
-            .map(|entry| entry.path())
-            .filter(|path| path.extension().is_some_and(|extension| extension == "c"))
-            .collect();
+        let (program, stamp) = (dir.join("init"), dir.join("init.inputs"));
+        let entries = fs::read_dir(self.repo.join("guest"))?.flatten();
+        let mut sources: Vec<PathBuf> = entries.map(|entry| entry.path()).collect();
+        sources.push(self.repo.join(HELPERS));
+        sources.retain(|path| path.is_file());
         sources.sort();
         let mut gcc = Command::new(arch.gcc);
+        gcc.args(["-static", "-O2", "-Wall", "-Wextra", "-pthread"]);
+        let mut inputs = vec![sh::shown(&gcc).into_bytes()];
+        for source in &sources {
+            inputs.push(fs::read(source)?);
+        }
+        let inputs = digest(&inputs.iter().map(Vec::as_slice).collect::<Vec<_>>());
+        if program.exists() && fs::read_to_string(&stamp).is_ok_and(|old| old == inputs) {
+            return Ok(program);
+        }
         // Several guests may be made ready at once: the program appears when it is whole.
         let part = tempfile::NamedTempFile::new_in(&dir)?.into_temp_path();
-        gcc.args(["-static", "-O2", "-Wall", "-Wextra", "-pthread", "-o"])
-            .arg(&part)
-            .args(sources);
+        sources.retain(|path| path.extension().is_some_and(|extension| extension == "c"));
+        gcc.arg("-o").arg(&part).args(sources);
         let log = dir.join("init.log");
         let remedy = "the compiler's message is in the log";
         sh::logged(&gcc, &log, Exit::Build, remedy, |_| ())?;
         part.persist(&program)?;
+        sh::write_whole(&stamp, inputs.as_bytes())?;
         Ok(program)
     }
 }
