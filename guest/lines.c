@@ -218,7 +218,7 @@ static void announce(const char *name, const struct lazy_cpus *cpus)
 	if (lazy_read_file(POLICY, policy, sizeof(policy)))
 		policy[strcspn(policy, "\n")] = '\0';
 	else
-		lazy_policy(policy, sizeof(policy));
+		strcpy(policy, "off");
 	guest_line("lazy-tlb-lines: what=case name=%s policy=%s cpus=%d mm=%#lx size=%lu",
 		   name, policy, cpus->nr, own_mm(), mm_size());
 }
