@@ -211,7 +211,8 @@ static void announce(const char *name, const struct lazy_cpus *cpus)
 {
 	char policy[32] = "";
 
-	lazy_policy(policy, sizeof(policy));
+	if (!lazy_policy(policy, sizeof(policy)))
+		strcpy(policy, "off");
 	guest_line("lazy-tlb-lines: what=case name=%s policy=%s cpus=%d mm=%#lx size=%lu",
 		   name, policy, cpus->nr, own_mm(), mm_size());
 }

@@ -6,17 +6,21 @@
  *    lazy TLB: borrow the mm, and give it back. It is timed on one CPU, on two at
  *    once, on four, and so on, all with the same mm. Whatever CPUs share shows in
  *    how much longer it takes on many.
+ *  - A switch is a trip with everything else that the scheduler does for it: on each
+ *    of these CPUs, a kernel thread that uses the mm and one that has none wake each
+ *    other. So it is two wake-ups and two times schedule() with context_switch().
  *  - A drop is the last mmdrop() of an mm that CPUs have been lazy on, but are not
  *    any more. It is timed for one such CPU, two, four, and so on.
  *
- * Nothing is switched: neither the scheduler nor a TLB flush is part of the times.
  * It runs once, at boot, before the first process. The policies take turns in each
  * round. Times are printed in picoseconds.
  */
 #define pr_fmt(fmt) "lazy_tlb_benchmark: " fmt
 
+#include <linux/completion.h>
 #include <linux/cpumask.h>
 #include <linux/init.h>
+#include <linux/kthread.h>
 #include <linux/lazy_tlb.h>
 #include <linux/math64.h>
 #include <linux/mm_types.h>
@@ -24,6 +28,8 @@
 #include <linux/sched.h>
 #include <linux/sched/clock.h>
 #include <linux/sched/mm.h>
+#include <linux/sched/task.h>
+#include <linux/slab.h>
 #include <linux/smp.h>
 #include <linux/sort.h>
 #include <linux/string.h>
@@ -112,6 +118,129 @@ static u64 __init round_of_trips(void)
 	return div_u64(atomic64_read(&t.ns) * 1000, t.cpus * t.trips);
 }
 
+/* A CPU's two threads; both stay on it. */
+struct pair {
+	struct trips *trips;
+	struct completion *ended;
+	struct task_struct *user;
+	struct task_struct *lazy;
+	unsigned int turns;		/* of the lazy one */
+	bool done;
+};
+
+static void give_turn_to(struct task_struct *other)
+{
+	set_current_state(TASK_IDLE);
+	wake_up_process(other);
+	schedule();
+}
+
+static int use_mm_in_turns(void *arg)
+{
+	struct pair *pair = arg;
+	struct trips *t = pair->trips;
+	unsigned int i;
+	u64 start;
+
+	kthread_use_mm(t->mm);
+	start = ktime_get_ns();
+	atomic_inc(&t->arrived);
+	while (atomic_read(&t->arrived) < 2 * t->cpus) {
+		if (ktime_get_ns() - start > PATIENCE)
+			goto out;
+		give_turn_to(pair->lazy);
+	}
+
+	pair->turns = 0;
+	start = ktime_get_ns();
+	for (i = 0; i < t->trips; i++)
+		give_turn_to(pair->lazy);
+	/* Each must have been a trip. */
+	if (pair->turns >= t->trips) {
+		atomic64_add(ktime_get_ns() - start, &t->ns);
+		atomic_inc(&t->finished);
+	}
+out:
+	kthread_unuse_mm(t->mm);
+	pair->done = true;
+	wake_up_process(pair->lazy);
+	complete(pair->ended);
+	return 0;
+}
+
+static int be_lazy_in_turns(void *arg)
+{
+	struct pair *pair = arg;
+
+	atomic_inc(&pair->trips->arrived);
+	while (!pair->done) {
+		pair->turns++;
+		give_turn_to(pair->user);
+	}
+	return 0;
+}
+
+static struct task_struct * __init create(int (*fn)(void *), struct pair *pair,
+					  unsigned int cpu)
+{
+	struct task_struct *task;
+
+	task = kthread_create_on_cpu(fn, pair, cpu, "lazy_tlb/%u");
+	if (IS_ERR(task))
+		return NULL;
+	sched_set_fifo_low(task);
+	return get_task_struct(task);
+}
+
+/* The mean over the CPUs of the time from the task with the mm to the other and back. */
+static u64 __init round_of_switches(void)
+{
+	DECLARE_COMPLETION_ONSTACK(ended);
+	struct trips t = {
+		.mm = mm_alloc(),
+		.cpus = cpumask_weight(&used),
+	};
+	unsigned int cpu, nr = 0, n;
+	struct pair *pairs;
+	bool all = true;
+
+	t.trips = trips_of_each(t.cpus);
+	pairs = kcalloc(t.cpus, sizeof(*pairs), GFP_KERNEL);
+	if (!t.mm || !pairs)
+		goto out;
+	for_each_cpu(cpu, &used) {
+		struct pair *pair = &pairs[nr++];
+
+		pair->trips = &t;
+		pair->ended = &ended;
+		pair->user = create(use_mm_in_turns, pair, cpu);
+		pair->lazy = create(be_lazy_in_turns, pair, cpu);
+		all &= pair->user && pair->lazy;
+	}
+	if (all) {
+		/* Above them, or none could be woken after those of this CPU. */
+		sched_set_fifo(current);
+		for (n = 0; n < nr; n++)
+			wake_up_process(pairs[n].user);
+		for (n = 0; n < nr; n++)
+			wait_for_completion(&ended);
+		sched_set_normal(current, 0);
+	}
+	for (n = 0; n < nr; n++) {
+		if (pairs[n].user)
+			kthread_stop_put(pairs[n].user);
+		if (pairs[n].lazy)
+			kthread_stop_put(pairs[n].lazy);
+	}
+out:
+	kfree(pairs);
+	if (t.mm)
+		mmput(t.mm);
+	if (atomic_read(&t.finished) != t.cpus)
+		return 0;
+	return div_u64(atomic64_read(&t.ns) * 1000, t.cpus * t.trips);
+}
+
 /* The time of the final drop of an mm that the CPUs have been lazy on. */
 static u64 __init round_of_drops(void)
 {
@@ -165,9 +294,9 @@ static void __init measure(const char *what, u64 (*round)(void),
 		u64 *of = times[policy];
 
 		sort(of, ROUNDS, sizeof(*of), compare, NULL);
-		pr_info("what=%s policy=%s cpus=%u rounds=%u ps_median=%llu ps_min=%llu ps_max=%llu %ss=%u\n",
+		pr_info("what=%s policy=%s cpus=%u rounds=%u ps_median=%llu ps_min=%llu ps_max=%llu times=%u\n",
 			what, policies[policy], cpumask_weight(&used), ROUNDS,
-			of[ROUNDS / 2], of[0], of[ROUNDS - 1], what, times_each);
+			of[ROUNDS / 2], of[0], of[ROUNDS - 1], times_each);
 	}
 }
 
@@ -183,6 +312,7 @@ static int __init lazy_tlb_benchmark(void)
 			if (cpumask_weight(&used) < cpus)
 				cpumask_set_cpu(cpu, &used);
 		measure("trip", round_of_trips, trips_of_each(cpus));
+		measure("switch", round_of_switches, trips_of_each(cpus));
 		measure("drop", round_of_drops, DROPS);
 		if (cpus == online)
 			break;

@@ -1,11 +1,11 @@
-//! `bench kernel`: what a borrow and a final drop cost in the kernel itself, as its own benchmark
+//! `bench kernel`: what a borrow, a switch and a final drop cost in the kernel itself, as its own benchmark
 //! (`CONFIG_LAZY_TLB_BENCHMARK`) says at boot, where policies take turns.
 //!
 //! User-mode Linux runs it at the speed of this machine's CPUs. Everywhere else an emulator makes the
 //! times.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use clap::Args;
@@ -20,8 +20,6 @@ use crate::results::sample::Sample;
 
 /// What the kernel puts in front of its lines.
 const PREFIX: &str = "lazy_tlb_benchmark: ";
-/// It has run before the first process, which has nothing to do.
-const IDLE: &str = "LAZY_TLB_WORKLOAD=build LAZY_TLB_JOBS=0";
 
 /// What is measured.
 #[derive(Args, Clone)]
@@ -35,7 +33,13 @@ pub struct Options {
     /// Seconds until a guest is ended.
     #[arg(long, default_value_t = 300, value_name = "S")]
     pub timeout: u64,
+    /// Measure nothing here: put kernel, initramfs and a script into DIR, to be run on another machine.
+    #[arg(long, value_name = "DIR")]
+    pub bundle: Option<PathBuf>,
 }
+
+/// What measures there, without xtask.
+const SCRIPT: &str = "lazy-tlb-um.sh";
 
 /// A line is of the rounds that the kernel makes, of one thing on so many CPUs.
 fn read(line: &str, boot: u32) -> Result<Vec<Sample>> {
@@ -66,10 +70,11 @@ pub fn run(
         name: "kernel",
         build,
         initramfs: project.initramfs(build.arch, "alive")?,
-        words: IDLE,
+        words: "",
         rounds: None,
         read,
     };
+    let bundle = options.bundle.as_deref();
     let options = paired::Options {
         cpus: options.cpus,
         boots: options.boots,
@@ -89,17 +94,103 @@ pub fn run(
             "use --arch um, whose configuration has it",
         ));
     }
-    bench.run(project, shop, &options, json)
+    match bundle {
+        Some(dir) => pack(project, build, &bench.initramfs, dir),
+        None => bench.run(project, shop, &options, json),
+    }
+}
+
+fn pack(project: &Project, build: &Build<'_>, initramfs: &Path, dir: &Path) -> Result<()> {
+    if !build.arch.is_program() {
+        return Err(fail(
+            Exit::Usage,
+            format!(
+                "a kernel of {} is no program that another machine could start",
+                build.arch.name
+            ),
+            "use --arch um",
+        ));
+    }
+    let image = build.image()?;
+    fs::create_dir_all(dir).with_context(|| format!("creating {}", dir.display()))?;
+    let script = project.repo.join("lab").join(SCRIPT);
+    for (from, name) in [
+        (image.as_path(), "linux"),
+        (initramfs, "initramfs"),
+        (&script, SCRIPT),
+    ] {
+        let to = dir.join(name);
+        fs::copy(from, &to).with_context(|| format!("writing {}", to.display()))?;
+    }
+    println!(
+        "\nTake {} to a machine with many CPUs (x86_64, a C library no older than here), and there: sh {SCRIPT}\n\
+         Its JSON file goes into a folder of results/ for that machine.",
+        dir.display()
+    );
+    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::host::sh;
+    use crate::results::machine::Machine;
+    use crate::results::sample::Samples;
+    use std::os::unix::fs::PermissionsExt;
+    use std::process::Command;
+
+    /// A kernel that says what the benchmark says, in place of user-mode Linux.
+    #[test]
+    fn the_bundle_s_script_writes_samples() {
+        let dir = tempfile::tempdir().unwrap();
+        let script = crate::kernel::workshop::repository()
+            .join("lab")
+            .join(SCRIPT);
+        fs::copy(script, dir.path().join(SCRIPT)).unwrap();
+        let run = |kernel: &str| {
+            let path = dir.path().join("linux");
+            sh::write_whole(&path, kernel.as_bytes()).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+            let mut sh = Command::new("sh");
+            let output = sh
+                .args([SCRIPT, "2", "2"])
+                .current_dir(dir.path())
+                .output()
+                .unwrap();
+            let said = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+            (output.status.code(), said)
+        };
+        let (status, said) = run("#!/bin/sh\necho Kernel panic\n");
+        assert_eq!(status, Some(7), "{said}");
+        assert!(said.contains("Kernel panic"), "{said}");
+        let mut kernel = "#!/bin/sh\necho '[0.0] Linux version 7.3.4 (a@b)'\n".to_owned();
+        for what in ["trip", "switch", "drop"] {
+            for (policy, ps) in [("refcount", 42500), ("handover", 7000), ("shootdown", 7001)] {
+                kernel += &format!(
+                    "echo '[0.1] {PREFIX}what={what} policy={policy} cpus=2 rounds=31 ps_median={ps} ps_min=1'\n"
+                );
+            }
+        }
+        let (status, said) = run(&kernel);
+        assert_eq!(status, Some(0), "{said}");
+        assert!(said.contains("| 42.5 (42.5..42.5) "), "{said}");
+        let file = said.lines().rfind(|line| line.ends_with(".json")).unwrap();
+        let text = fs::read_to_string(dir.path().join(file)).unwrap();
+        let samples: Samples = serde_json::from_str(&text).unwrap();
+        assert_eq!(
+            (samples.bench(), samples.kernel.as_str()),
+            ("kernel", "7.3.4")
+        );
+        assert_eq!(samples.machine.cpus, Machine::here().unwrap().cpus);
+        let rows: Vec<_> = samples.samples.iter().map(|s| (s.boot, s.value)).collect();
+        assert_eq!(rows.len(), 18);
+        assert_eq!((rows[0], rows[17]), ((1, 42.5), (2, 7.001)));
+    }
 
     #[test]
     fn a_line_is_a_median() {
         let line = "lazy_tlb_benchmark: what=drop policy=refcount cpus=2 rounds=31 \
-                    ps_median=42500 ps_min=5900 ps_max=70000 drops=8";
+                    ps_median=42500 ps_min=5900 ps_max=70000 times=8";
         let sample = read(line, 3).unwrap().remove(0);
         assert_eq!(sample.row(), ("drop", "", 2, "ns"));
         assert_eq!((sample.boot, sample.value), (3, 42.5));

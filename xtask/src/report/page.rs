@@ -23,7 +23,8 @@ const BENCHES: [(&str, &str, &str); 4] = [
     (
         "kernel",
         "The kernel's own benchmark",
-        "CPUs borrow and give back one mm, all at once, and do nothing else. A final drop looks at the slots of so
+        "A trip: CPUs borrow and give back one mm, all at once, and do nothing else. A switch: on each of these CPUs, a
+kernel thread with that mm and one with none wake each other; it is from one to the other and back. A final drop looks at the slots of so
 many CPUs and finds none lazy; on um it also ends a process of the host, which is nearly all of its time.
 ",
     ),
