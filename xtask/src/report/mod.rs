@@ -1,3 +1,4 @@
-//! `report`: tables of what was measured.
+//! `report`: tables and plots of what was measured.
 
 pub mod page;
+pub mod plot;

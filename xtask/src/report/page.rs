@@ -1,4 +1,4 @@
-//! `report`: tables of what the benchmarks wrote into `results/`, one folder per machine.
+//! `report`: tables and plots of what the benchmarks wrote into `results/`, one folder per machine.
 //!
 //! The same files give the same bytes.
 
@@ -13,6 +13,7 @@ use crate::bench::lines;
 use crate::host::arch::{Kind, KINDS};
 use crate::host::failure::{fail, Exit};
 use crate::host::sh;
+use crate::report::plot::plot;
 use crate::results::sample::{Samples, FILES, POLICIES};
 use crate::results::table;
 
@@ -133,7 +134,29 @@ impl Folder {
         table::of(header, answers, &[0, 1, 6, 9])
     }
 
-    fn write_up(&self) -> String {
+    /// How often lines of the mm move per trip, over the numbers of CPUs: a plot for each guest.
+    fn plots(&self) -> Result<BTreeMap<String, String>> {
+        let mut guests: BTreeMap<String, Vec<Samples>> = BTreeMap::new();
+        for lines in self.lines.values() {
+            let mut moves = lines.moves(&["mm"]);
+            moves
+                .samples
+                .retain(|sample| sample.unit == lines::PER_TRIP);
+            if moves.append.is_empty() && moves.variant == "lines" {
+                guests.entry(moves.guest.clone()).or_default().push(moves);
+            }
+        }
+        guests.retain(|_, counted| counted.len() > 1);
+        let plot_of = |(guest, counted): (String, Vec<Samples>)| {
+            let name = format!("{}{guest}.svg", lines::FILES);
+            Ok((name, plot(&counted.iter().collect::<Vec<_>>())?))
+        };
+        guests.into_iter().map(plot_of).collect()
+    }
+
+    /// The report itself, and the plots that it shows.
+    fn write_up(&self) -> Result<BTreeMap<String, String>> {
+        let mut written = self.plots()?;
         let mut report = format!(
             "# Results: {}\n\nWritten by `cargo xtask report` from the JSON files beside it.\n{INTRODUCTION}{}\n",
             self.name,
@@ -150,6 +173,9 @@ impl Folder {
         }
         if !self.lines.is_empty() {
             report.push_str(LINES_INTRODUCTION);
+            for name in written.keys() {
+                report.push_str(&format!("\n![Moves of lines of the mm]({name})\n"));
+            }
         }
         for (file, lines) in &self.lines {
             report.push_str(&lines.section(file));
@@ -160,7 +186,8 @@ impl Folder {
             report.push_str("\n## Not read\n\n");
             report.push_str(&list(&self.unknown));
         }
-        report
+        written.insert(REPORT.to_owned(), report);
+        Ok(written)
     }
 
     /// What nobody has measured on this machine, and how to.
@@ -237,7 +264,7 @@ pub fn run(repo: &Path) -> Result<()> {
         let folder = Folder::load(&dir)?;
         // What was measured long ago and in other forms keeps the report that it has.
         if !folder.is_empty() {
-            reports.push((dir.join(REPORT), folder.write_up()));
+            reports.push((dir, folder.write_up()?));
         }
     }
     if reports.is_empty() {
@@ -247,9 +274,11 @@ pub fn run(repo: &Path) -> Result<()> {
             "run `cargo xtask bench kernel --arch um` or `cargo xtask bench ipis` first",
         ));
     }
-    for (path, report) in reports {
-        sh::write_whole(&path, report.as_bytes())?;
-        println!("{}", path.display());
+    for (dir, written) in reports {
+        for (name, content) in written {
+            sh::write_whole(&dir.join(name), content.as_bytes())?;
+        }
+        println!("{}", dir.join(REPORT).display());
     }
     Ok(())
 }
@@ -290,7 +319,7 @@ mod tests {
             ("paired-ipis-powerpc-4-disable_radix.json", json(&hash)),
             ("other.json", "{}".into()),
         ];
-        let report = loaded(&files).unwrap().write_up();
+        let report = &loaded(&files).unwrap().write_up().unwrap()[REPORT];
         for words in [
             "| exit lazy, us | arm64 ",
             "\n### Guest arm64: exit\n",
@@ -303,6 +332,29 @@ mod tests {
             assert!(report.contains(words), "{words}: {report}");
         }
         assert!(!report.contains("of powerpc-hash"), "{report}");
+    }
+
+    #[test]
+    fn moves_per_trip_are_plotted_over_cpus() {
+        let of = |cpus: u32| {
+            let mut lines = lines::tests::example();
+            lines.guest_cpus = cpus;
+            lines
+                .samples
+                .iter_mut()
+                .for_each(|sample| sample.cpus = cpus);
+            serde_json::to_string(&lines).unwrap()
+        };
+        let files = [
+            ("lines-x86_64-4.json", of(4)),
+            ("lines-x86_64-128.json", of(128)),
+        ];
+        let written = loaded(&files).unwrap().write_up().unwrap();
+        assert!(written[REPORT].contains("](lines-x86_64.svg)"));
+        for word in ["shootdown", "transfers mm", "128"] {
+            assert!(written["lines-x86_64.svg"].contains(word), "{word}");
+        }
+        assert_eq!(loaded(&files[..1]).unwrap().write_up().unwrap().len(), 1);
     }
 
     #[test]

@@ -216,7 +216,8 @@ impl Samples {
             }
             cells
         };
-        costs.map(line).collect()
+        let compared = costs.filter(|row| !self.values(*row, POLICIES[0]).is_empty());
+        compared.map(line).collect()
     }
 
     /// The word where refcount costs nothing, so that there is no ratio.
