@@ -76,8 +76,9 @@ impl Handed<'_> {
             return false;
         }
 
-        // SAFETY: The CPU was lazy after preemption had been disabled. So it was online, and does
-        // not go offline by hotplug before preemption is enabled again.
+        // SAFETY: The CPU was lazy after preemption had been disabled. So it was online, for one
+        // that goes offline gives up its slot first, and does not go offline before preemption is
+        // enabled again, for hotplug stops all CPUs for that.
         unsafe { bindings::lazy_tlb_nudge(u32::from(self.cpu)) };
         true
     }
@@ -129,7 +130,7 @@ unsafe fn cpus_in(mask: *const bindings::cpumask) -> impl Iterator<Item = CpuId>
 #[inline]
 unsafe fn slot(cpu: CpuId) -> &'static Atomic<usize> {
     // SAFETY: By the requirements of this function. Per-CPU variables of possible CPUs are never
-    // freed, and this one is only accessed with READ_ONCE(), WRITE_ONCE(), xchg() and cmpxchg().
+    // freed. C accesses this one with READ_ONCE(), WRITE_ONCE() and xchg() only.
     unsafe { Atomic::from_ptr(bindings::lazy_tlb_slot_ptr(u32::from(cpu)).cast()) }
 }
 
@@ -150,7 +151,8 @@ impl FinalDrop {
 
     #[inline]
     fn mm_count(&self) -> &Atomic<i32> {
-        // SAFETY: The mm is valid by the type invariant, and `mm_count` is an atomic_t.
+        // SAFETY: The mm is valid by the type invariant, and stays so while there is a reference of
+        // our own. `mm_count` is an atomic_t: every access to it is atomic.
         unsafe { Atomic::from_ptr(bindings::mm_count_ptr(self.0.as_ptr())) }
     }
 

@@ -2,6 +2,7 @@
 
 use kernel::{cpu::CpuId, mm::lazy_tlb::Handed};
 
-pub fn another<'a>(_cpu: CpuId, handed: Handed<'a>) -> Handed<'a> {
-    Handed { cpu: _cpu, ..handed } //~ E0451 | handed
+pub fn another(handed: &mut Handed<'_>) {
+    handed.cpu = CpuId::current(); //~ E0616 | let _ = CpuId::current();
+    handed.nudge();
 }
