@@ -41,7 +41,7 @@ const HANDED: usize = bindings::LAZY_TLB_SLOT_HANDED as usize;
 /// # Invariants
 ///
 /// Points to a valid `mm_struct` that nobody else is going to free. Its `mm_count` was brought to
-/// zero by a fully ordered operation, and no slot has its address with [`HANDED`], unless
+/// zero by a fully ordered operation, and no slot has its address with `HANDED`, unless
 /// `MMF_LAZY_TLB_HANDED` is set, in which case no slot has its address at all.
 #[must_use = "whoever has it must hand the mm over, or it is leaked"]
 pub struct FinalDrop(NonNull<bindings::mm_struct>);
