@@ -244,6 +244,24 @@ static void take_stock(struct stock *stock)
 		lazy_field(buf, "MemAvailable:", &stock->memory);
 }
 
+#define KSM		"/sys/kernel/mm/ksm/"
+#define KHUGEPAGED	"/sys/kernel/mm/transparent_hugepage/khugepaged/"
+
+/* Where the kernel has them, they look at the mms that ask for it. */
+static void start_scanners(void)
+{
+	lazy_write_file(KSM "run", "1");
+	lazy_write_file(KHUGEPAGED "scan_sleep_millisecs", "100");
+}
+
+static void report_scans(const char *key, const char *path)
+{
+	char scans[32];
+
+	if (lazy_read_file(path, scans, sizeof(scans)))
+		guest_line("lazy-tlb-guest: %s=%ld", key, strtol(scans, NULL, 10));
+}
+
 /* How many mms have ended since boot, and what is left of them. */
 static void report_stock(const struct stock *before)
 {
@@ -308,6 +326,7 @@ void tests(void)
 	if (lazy_cpus_get(&home))
 		lazy_pin(0, home.cpu[0]);
 
+	start_scanners();
 	take_stock(&before);
 	guest_line("KTAP version 1");
 	guest_line("1..%d", nr);
@@ -319,6 +338,8 @@ void tests(void)
 			guest_status = 1;
 	}
 	report_stock(&before);
+	report_scans("ksmd", KSM "full_scans");
+	report_scans("khugepaged", KHUGEPAGED "full_scans");
 	if (!guest_status && lazy_env("LAZY_TLB_KEXEC", 0) && load_kernel()) {
 		reboot(RB_KEXEC);
 		guest_problem("kexec: %s", strerror(errno));

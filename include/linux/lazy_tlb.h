@@ -114,10 +114,11 @@ lazy_tlb_return(struct mm_struct *mm)
 	/* Nobody but this CPU fills it. */
 	if (likely(READ_ONCE(*slot))) {
 		/*
-		 * Against cmpxchg() in FinalDrop::hand_over(): either that fails,
-		 * and the mm may be freed after our last access to it, or its tag
-		 * is seen here, and the reference is ours to drop. Fully ordered:
-		 * every access to the mm comes before.
+		 * Pairs with the load, cmpxchg() and fetch_sub() in
+		 * FinalDrop::hand_over(): either cmpxchg() fails, or is not tried, and
+		 * the mm may be freed after our last access to it, or its tag is seen
+		 * here, and the reference is ours to drop. Fully ordered: every access
+		 * to the mm comes before.
 		 */
 		unsigned long old = xchg(slot, 0);
 

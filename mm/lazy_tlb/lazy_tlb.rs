@@ -38,8 +38,8 @@ const __LOG_PREFIX: &[u8] = b"lazy_tlb\0";
 /// # Safety
 ///
 /// For `__mmdrop()` only: `mm` must point to a valid `mm_struct` whose `mm_count` has just become
-/// zero by a fully ordered operation. If this returns `true`, the caller must free it, and else not
-/// access it any more.
+/// zero by a fully ordered operation, and which nobody else is going to free. If this returns
+/// `true`, the caller must free it, and else not access it any more.
 #[export]
 pub unsafe extern "C" fn lazy_tlb_final_drop(mm: *mut bindings::mm_struct) -> bool {
     let Some(mm) = NonNull::new(mm) else {
@@ -107,7 +107,7 @@ pub unsafe extern "C" fn lazy_tlb_policy_name() -> *const c_char {
 ///
 /// # Safety
 ///
-/// `name` must point to a nul-terminated string.
+/// `name` must point to a nul-terminated string that nobody changes meanwhile.
 #[export]
 pub unsafe extern "C" fn lazy_tlb_set_policy(name: *const c_char) -> c_int {
     // SAFETY: By the requirements of this function.

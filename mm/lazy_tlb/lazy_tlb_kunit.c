@@ -19,6 +19,7 @@
 #include <linux/lazy_tlb.h>
 #include <linux/mm.h>
 #include <linux/mm_types.h>
+#include <linux/mmu_notifier.h>
 #include <linux/page_ref.h>
 #include <linux/perf_event.h>
 #include <linux/pm_qos.h>
@@ -988,6 +989,40 @@ static void drop_in_any_context(struct kunit *test)
 	}
 }
 
+#ifdef CONFIG_MMU_NOTIFIER
+static void free_nothing(struct mmu_notifier *subscription)
+{
+}
+
+static const struct mmu_notifier_ops no_ops = { .free_notifier = free_nothing };
+static struct mmu_notifier subscription;
+
+/* A subscription holds on to the mm. It is given up by a callback of SRCU, on some CPU. */
+static void drop_by_mmu_notifier(struct kunit *test)
+{
+	bool counts = counted_by(set_the_policy(test));
+	struct fixture *f = test->priv;
+	struct mm_struct *mm = new_mm(test);
+
+	subscription = (struct mmu_notifier) { .ops = &no_ops };
+	KUNIT_ASSERT_EQ(test, mmu_notifier_register(&subscription, mm), 0);
+	make_lazy(f, 1, mm);
+	mmput(mm);
+	KUNIT_EXPECT_EQ(test, atomic_read(&mm->mm_count), 1 + counts);
+
+	count_from_here(f);
+	mmu_notifier_put(&subscription);
+	if (counts)
+		KUNIT_EXPECT_TRUE(test, wait_for(atomic_read(&mm->mm_count) == 1));
+	else
+		KUNIT_EXPECT_TRUE(test, wait_for(counted(f, LAZY_TLB_FINAL_DROPS)));
+	KUNIT_EXPECT_EQ(test, counted(f, LAZY_TLB_FINAL_DROPS), !counts);
+	KUNIT_EXPECT_EQ(test, counted(f, LAZY_TLB_HANDED), !counts);
+	make_all_lazy(f, f->park);
+	expect_mms(test, 0);
+}
+#endif
+
 /* Waits for a lock, deaf to interrupts. */
 static void wait_fn(struct order *order)
 {
@@ -1245,6 +1280,9 @@ static struct kunit_case lazy_tlb_test_cases[] = {
 	KUNIT_CASE_PARAM(last_cpu_frees_the_mm, policy_gen_params),
 	KUNIT_CASE_PARAM(counted_and_not, policy_gen_params),
 	KUNIT_CASE_PARAM(drop_in_any_context, policy_gen_params),
+#ifdef CONFIG_MMU_NOTIFIER
+	KUNIT_CASE_PARAM(drop_by_mmu_notifier, policy_gen_params),
+#endif
 	KUNIT_CASE_PARAM(drop_waits_for_nobody, policy_gen_params),
 #ifdef CONFIG_X86
 	KUNIT_CASE(mm_at_the_same_address_is_another),

@@ -41,7 +41,7 @@ const HANDED: usize = bindings::LAZY_TLB_SLOT_HANDED as usize;
 /// # Invariants
 ///
 /// Points to a valid `mm_struct` that nobody else is going to free. Its `mm_count` was brought to
-/// zero by a fully ordered operation, and no slot has its address with [`HANDED`], unless
+/// zero by a fully ordered operation, and no slot has its address with `HANDED`, unless
 /// `MMF_LAZY_TLB_HANDED` is set, in which case no slot has its address at all.
 #[must_use = "whoever has it must hand the mm over, or it is leaked"]
 pub struct FinalDrop(NonNull<bindings::mm_struct>);
@@ -76,8 +76,9 @@ impl Handed<'_> {
             return false;
         }
 
-        // SAFETY: The CPU was lazy after preemption had been disabled. So it was online, and does
-        // not go offline by hotplug before preemption is enabled again.
+        // SAFETY: The CPU was lazy after preemption had been disabled. So it was online, for one
+        // that goes offline gives up its slot first, and does not go offline before preemption is
+        // enabled again, for hotplug stops all CPUs for that.
         unsafe { bindings::lazy_tlb_nudge(u32::from(self.cpu)) };
         true
     }
@@ -129,7 +130,7 @@ unsafe fn cpus_in(mask: *const bindings::cpumask) -> impl Iterator<Item = CpuId>
 #[inline]
 unsafe fn slot(cpu: CpuId) -> &'static Atomic<usize> {
     // SAFETY: By the requirements of this function. Per-CPU variables of possible CPUs are never
-    // freed, and this one is only accessed with READ_ONCE(), WRITE_ONCE(), xchg() and cmpxchg().
+    // freed. C accesses this one with READ_ONCE(), WRITE_ONCE() and xchg() only.
     unsafe { Atomic::from_ptr(bindings::lazy_tlb_slot_ptr(u32::from(cpu)).cast()) }
 }
 
@@ -150,7 +151,8 @@ impl FinalDrop {
 
     #[inline]
     fn mm_count(&self) -> &Atomic<i32> {
-        // SAFETY: The mm is valid by the type invariant, and `mm_count` is an atomic_t.
+        // SAFETY: The mm is valid by the type invariant, and stays so while there is a reference of
+        // our own. `mm_count` is an atomic_t: every access to it is atomic.
         unsafe { Atomic::from_ptr(bindings::mm_count_ptr(self.0.as_ptr())) }
     }
 

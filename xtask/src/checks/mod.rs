@@ -10,6 +10,7 @@ pub mod litmus;
 pub mod mutants;
 pub mod neighbours;
 pub mod off;
+pub mod refused;
 pub mod series;
 pub mod stages;
 pub mod tidy;

@@ -23,6 +23,7 @@ use crate::checks::guests::{
 use crate::checks::lines;
 use crate::checks::litmus;
 use crate::checks::off;
+use crate::checks::refused;
 use crate::checks::series;
 use crate::checks::tidy;
 use crate::guest::ktap;
@@ -46,7 +47,7 @@ const HOST_STAGES: [(&str, HostStage); 5] = [
     ("ktap", |_, shop| ktap::self_test(&shop.tree)),
 ];
 /// The stages that need kernels. All but `guests` are x86_64's.
-const KERNEL_STAGES: [&str; 4] = [GUESTS, "off", "run", "bench"];
+const KERNEL_STAGES: [&str; 5] = [GUESTS, "refused", "off", "run", "bench"];
 const GUESTS: &str = "guests";
 
 #[derive(Args)]
@@ -99,7 +100,12 @@ impl Plan<'_> {
     /// One for each variant and architecture: the main job and the benchmark are the same on a
     /// kernel that checks itself, only slower, and a second kernel would take longer than that.
     fn kernels(&self) -> VecDeque<Kernel> {
-        let others = [("run", Use::Run), ("off", Use::Off), ("bench", Use::Bench)];
+        let others = [
+            ("refused", Use::Refused),
+            ("run", Use::Run),
+            ("off", Use::Off),
+            ("bench", Use::Bench),
+        ];
         let mut kernels = VecDeque::new();
         for variant in &self.variants {
             let usual = variant.name == Variant::TEST.name;
@@ -158,6 +164,8 @@ enum Use {
     Guest(&'static Kind, &'static str),
     /// The count of lines that move per trip.
     Lines(&'static Kind),
+    /// What does not compile against it.
+    Refused,
     Run,
     Off,
     Bench,
@@ -168,6 +176,7 @@ impl Use {
         match self {
             Use::Guest(kind, policy) => format!("{}/{policy}", variant.guest(kind.name)),
             Use::Lines(kind) => format!("{}/lines", variant.guest(kind.name)),
+            Use::Refused => "refused".into(),
             Use::Run => "run".into(),
             Use::Off => "off".into(),
             Use::Bench => "bench".into(),
@@ -299,6 +308,7 @@ impl Work<'_> {
             self.stage(&use_of.stage(built.variant), || match &use_of {
                 Use::Guest(kind, policy) => self.guest(kind, &built, policy),
                 Use::Lines(kind) => lines_of(self.project, kind, &built),
+                Use::Refused => refused_of(self.project, &built),
                 Use::Run => main_job(self.project, &built),
                 Use::Off => off::option_off(self.shop, arch::find("x86_64")?),
                 Use::Bench => small_bench(self.project, &built),
@@ -401,6 +411,14 @@ fn main_job(project: &Project, built: &Built) -> Result<Vec<Case>> {
     Ok(cases.into_iter().map(|case| case.within("run")).collect())
 }
 
+fn refused_of(project: &Project, built: &Built) -> Result<Vec<Case>> {
+    let cases = refused::cases(&project.repo, &built.out)?;
+    Ok(cases
+        .into_iter()
+        .map(|case| case.within("refused"))
+        .collect())
+}
+
 /// Which lines move per trip.
 fn lines_of(project: &Project, kind: &'static Kind, built: &Built) -> Result<Vec<Case>> {
     let cases = lines::cases(project, kind, &built.out, &built.image)?;
@@ -467,7 +485,7 @@ mod tests {
         assert_eq!(
             planned("test --variant test"),
             [
-                "x86_64: run off bench x86_64/refcount x86_64/shootdown x86_64/handover x86_64/lines x86_64/hang \
+                "x86_64: refused run off bench x86_64/refcount x86_64/shootdown x86_64/handover x86_64/lines x86_64/hang \
                  x86_64/bogus",
                 "arm64: arm64/refcount arm64/shootdown arm64/handover arm64/lines arm64/hang",
                 "s390: s390/refcount s390/shootdown s390/handover s390/lines s390/hang",
@@ -503,13 +521,13 @@ mod tests {
         );
         let all = planned("test --variant all --arch x86_64");
         assert_eq!(all.len(), VARIANTS.len());
-        assert!(all[0].starts_with("x86_64: run off bench x86_64/refcount"));
+        assert!(all[0].starts_with("x86_64: refused run off bench x86_64/refcount"));
         let wants = |line: &str| with_plan(line, |plan| plan.wants("litmus"));
         assert!(wants("test --variant all --arch x86_64"));
         assert!(!wants("test --variant kasan --arch x86_64"));
         assert_eq!(
             planned("test --variant test --arch x86_64 --policy handover"),
-            ["x86_64: run off bench x86_64/handover"]
+            ["x86_64: refused run off bench x86_64/handover"]
         );
         assert!(planned("test --variant kasan --arch all --stage run").is_empty());
     }

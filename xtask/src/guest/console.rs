@@ -54,8 +54,26 @@ static WARNING: LazyLock<Regex> = LazyLock::new(|| {
         r"\bKASAN\b.*\bin\b",
         r"\bKCSAN\b.*\bin\b",
         r"\bUBSAN:",
+        r"\bworkqueue: ",
+        r"\bODEBUG: ",
+        r"\bBUG \S+ \(",
+        "unchecked MSR access error",
+        "register non-static key",
         "general protection fault",
         "Unable to handle kernel",
+    ];
+    Regex::new(&words.join("|")).expect("a valid expression")
+});
+
+/// What has each line of the kernel begin with its level.
+pub const LEVELS: &str = "console_msg_format=syslog";
+/// That of KERN_WARNING; what is worse has a lower one.
+const WARNS: u32 = 4;
+/// What a kernel that is well says at such a level.
+static HARMLESS: LazyLock<Regex> = LazyLock::new(|| {
+    let words = [
+        // A test of upstream's, of Rust's spinlocks.
+        "work func .*spinlock5tests.* enqueued on deprecated workqueue",
     ];
     Regex::new(&words.join("|")).expect("a valid expression")
 });
@@ -278,6 +296,12 @@ fn message(line: &str) -> &str {
     STAMP.find(line).map_or(line, |stamp| &line[stamp.end()..])
 }
 
+/// The level of a kernel message, where the console has it.
+fn level(line: &str) -> Option<u32> {
+    let (level, _) = line.strip_prefix('<')?.split_once(">[")?;
+    level.parse().ok()
+}
+
 /// A console as its programs and the kernel's tests wrote it.
 pub fn without_stamps(text: &str) -> String {
     let mut plain: String = text
@@ -302,10 +326,12 @@ fn brought_up(text: &str) -> Option<usize> {
 
 fn warnings(text: &str) -> Vec<String> {
     text.lines()
-        .map(message)
+        .map(|line| (level(line), message(line)))
         // A test's diagnostics may quote anything.
-        .filter(|line| !line.trim_start().starts_with('#') && WARNING.is_match(line))
-        .filter(|line| !others_race(line))
+        .filter(|(_, line)| !line.trim_start().starts_with('#'))
+        .filter(|(level, line)| level.is_some_and(|n| n <= WARNS) || WARNING.is_match(line))
+        .map(|(_, line)| line)
+        .filter(|line| !others_race(line) && !HARMLESS.is_match(line))
         .map(str::to_owned)
         .collect()
 }
@@ -459,6 +485,18 @@ mod tests {
         ] {
             assert_eq!(warnings(line).len(), 1, "{line}");
         }
+    }
+
+    #[test]
+    fn what_has_the_level_of_a_warning_is_one() {
+        assert_eq!(warnings("<4>[    1.0] odd\n<6>[    1.0] even\n"), ["odd"]);
+        assert!(warnings("[    1.0] odd\n<4> odd\n").is_empty());
+        let deprecated = |name: &str| {
+            let end = "enqueued on deprecated workqueue. Use system_dfl_wq instead.";
+            warnings(&format!("<4>[    1.0] workqueue: work func {name} {end}\n")).len()
+        };
+        assert_eq!(deprecated("_R4lock8spinlock5tests4Test3run"), 0);
+        assert_eq!(deprecated("mmdrop_async_fn"), 1);
     }
 
     #[test]

@@ -38,6 +38,8 @@ static const char * const event_name[NR_EVENTS] = {
 	[PROGRAMS] = "BPF programs",
 	[EFI_CALLS] = "EFI calls",
 	[RINGS] = "rings",
+	[ADVICES] = "advices",
+	[UFFDS] = "userfaultfds",
 };
 
 struct storm storm;

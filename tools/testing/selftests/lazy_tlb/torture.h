@@ -30,6 +30,8 @@ enum event {
 	PROGRAMS,
 	EFI_CALLS,
 	RINGS,
+	ADVICES,
+	UFFDS,
 	NR_EVENTS
 };
 
@@ -77,7 +79,7 @@ struct ingredient {
 	const char *(*lacks)(void);
 	/* False if nothing came of it, which does no harm but does not count. */
 	bool (*unit)(unsigned int *seed);
-	int command;		/* of membarrier(2) */
+	int command;		/* of membarrier(2), or madvise(2) */
 };
 
 /* Those of each file; the last has no name. */

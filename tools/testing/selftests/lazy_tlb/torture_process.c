@@ -8,7 +8,9 @@
 
 #include <dirent.h>
 #include <linux/io_uring.h>
+#include <linux/userfaultfd.h>
 #include <signal.h>
+#include <sys/ioctl.h>
 #include <sys/prctl.h>
 #include <sys/ptrace.h>
 
@@ -651,6 +653,111 @@ static bool unit_io_uring(unsigned int *seed)
 	return true;
 }
 
+static char *map_area(size_t size)
+{
+	char *area = mmap(NULL, size, PROT_READ | PROT_WRITE,
+			  MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	if (area == MAP_FAILED)
+		fail("mmap: %s", strerror(errno));
+	return area;
+}
+
+/* khugepaged and ksmd hold on to an mm, and may be the last to drop it. */
+static const char *lacks_advice(void)
+{
+	size_t size = sysconf(_SC_PAGESIZE);
+	char *area = map_area(size);
+	int error = madvise(area, size, ingredient->command) ? errno : 0;
+
+	munmap(area, size);
+	return error ? strerror(error) : NULL;
+}
+
+static bool unit_advice(unsigned int *seed)
+{
+	size_t size = 4 << 20, page = sysconf(_SC_PAGESIZE), i;
+	char *area;
+	pid_t pid;
+
+	go_somewhere(seed);
+	pid = spawn();
+	if (!pid) {
+		area = map_area(size);
+		if (madvise(area, size, ingredient->command))
+			fail("%s", strerror(errno));
+		start_crowd(seed);
+		for (i = 0; i < size; i += page)
+			area[i] = 1;
+		lazy_sleep_us(lazy_random(seed) % 20000);
+		go_somewhere(seed);
+		_exit(0);
+	}
+	reap_exited(pid, 0);
+	count(ADVICES, 1);
+	return true;
+}
+
+static int open_userfaultfd(void)
+{
+	struct uffdio_api api = { .api = UFFD_API };
+	int fd = syscall(SYS_userfaultfd, O_CLOEXEC);
+
+	if (fd >= 0 && ioctl(fd, UFFDIO_API, &api))
+		fail("UFFDIO_API: %s", strerror(errno));
+	return fd;
+}
+
+static const char *lacks_userfaultfd(void)
+{
+	int fd = open_userfaultfd();
+
+	if (fd < 0)
+		return strerror(errno);
+	close(fd);
+	return NULL;
+}
+
+static void *touch(void *area)
+{
+	*(char *)area = 1;
+	return NULL;
+}
+
+/* So does a userfaultfd. The thread waits in vain for a page. */
+static bool unit_userfaultfd(unsigned int *seed)
+{
+	size_t size = sysconf(_SC_PAGESIZE);
+	struct uffdio_register area = { .mode = UFFDIO_REGISTER_MODE_MISSING };
+	pthread_t thread;
+	pid_t pid;
+	int fd;
+
+	go_somewhere(seed);
+	pid = spawn();
+	if (!pid) {
+		fd = open_userfaultfd();
+		area.range.start = (uintptr_t)map_area(size);
+		area.range.len = size;
+		if (fd < 0 || ioctl(fd, UFFDIO_REGISTER, &area))
+			fail("UFFDIO_REGISTER: %s", strerror(errno));
+		/* A child has it for a while longer, or not as long. */
+		if (one_of(seed, 2) && !fork()) {
+			go_somewhere(seed);
+			lazy_sleep_us(lazy_random(seed) % 2000);
+			_exit(0);
+		}
+		if (pthread_create(&thread, NULL, touch, (void *)(uintptr_t)area.range.start))
+			fail("pthread_create failed");
+		go_somewhere(seed);
+		lazy_sleep_us(lazy_random(seed) % 1000);
+		_exit(0);
+	}
+	reap_all();
+	count(UFFDS, 1);
+	return true;
+}
+
 const struct ingredient process_ingredients[] = {
 	{ .name = "exec", .unit = unit_exec },
 	{ .name = "vfork", .unit = unit_vfork },
@@ -668,5 +775,8 @@ const struct ingredient process_ingredients[] = {
 	{ .name = "membarrier_global_expedited", .unit = unit_membarrier,
 	  .lacks = lacks_membarrier, .command = MEMBARRIER_CMD_GLOBAL_EXPEDITED },
 	{ .name = "io_uring", .unit = unit_io_uring, .lacks = lacks_io_uring },
+	{ .name = "thp", .unit = unit_advice, .lacks = lacks_advice, .command = MADV_HUGEPAGE },
+	{ .name = "ksm", .unit = unit_advice, .lacks = lacks_advice, .command = MADV_MERGEABLE },
+	{ .name = "userfaultfd", .unit = unit_userfaultfd, .lacks = lacks_userfaultfd },
 	{ }
 };

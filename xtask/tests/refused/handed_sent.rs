@@ -1,0 +1,11 @@
+//! A CPU is asked to let go by the thread that has preemption disabled.
+
+use kernel::mm::lazy_tlb::FinalDrop;
+
+fn send<T: Send>(_: T) {}
+
+pub fn elsewhere(mm: FinalDrop) {
+    let _ = mm.hand_over(|cpu| {
+        send(cpu); //~ E0277 | send(cpu.nudge());
+    });
+}
