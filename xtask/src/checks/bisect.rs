@@ -7,13 +7,14 @@
 
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{ensure, Context, Result};
 use clap::Args;
 
 use crate::checks::guests::SUITES;
 use crate::guest::ktap;
-use crate::guest::machine::Vm;
+use crate::guest::machine::{Guest, Vm};
 use crate::host::arch::{self, Arch};
 use crate::host::cache::Cache;
 use crate::host::failure::{classify, fail, Exit};
@@ -33,6 +34,9 @@ const ON: &str = "default";
 const OPTION: &str = "CONFIG_MMU_LAZY_TLB_SHOOTDOWN_RUST=";
 /// The same of the series' own suites.
 const KUNIT_OPTION: &str = "CONFIG_LAZY_TLB_KUNIT_TEST=";
+
+/// For a kernel with every check, under emulation, and all suites at boot.
+const PATIENCE: Duration = Duration::from_secs(1200);
 
 /// Which patches, and where.
 #[derive(Args)]
@@ -193,9 +197,13 @@ fn alone(
     let image = build.image()?;
     let initramfs = project.guest_initramfs(arch, "alive-init")?;
     let vm = Vm::new(project, arch, &image)?;
-    let report = vm
-        .guest(&initramfs, &format!("alone-{}", arch.name))
-        .boot()?;
+    // KUnit comes before the first process.
+    let report = Guest {
+        timeout: PATIENCE,
+        silence: PATIENCE,
+        ..vm.guest(&initramfs, &format!("alone-{}", arch.name))
+    }
+    .boot()?;
     let mut cases = vec![Case::of("boot", report.check())];
     if suites {
         let ran = ktap::results(tree, &report.text)?;
