@@ -1,4 +1,5 @@
-//! `bisect`: whether each patch of the series leaves a kernel that builds, and boots.
+//! `bisect`: whether each patch of the series leaves a kernel that builds, and boots; `--alone`: whether
+//! some of them do on what they need and nothing else.
 //!
 //! One tree goes through the series patch by patch, so that only what a patch changes is compiled.
 //! A tree in the middle of the series does not know every line of `configs/` yet: those that are
@@ -6,11 +7,14 @@
 
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{ensure, Context, Result};
 use clap::Args;
 
-use crate::guest::machine::Vm;
+use crate::checks::guests::SUITES;
+use crate::guest::ktap;
+use crate::guest::machine::{Guest, Vm};
 use crate::host::arch::{self, Arch};
 use crate::host::cache::Cache;
 use crate::host::failure::{classify, fail, Exit};
@@ -19,13 +23,20 @@ use crate::kernel::workshop::{Project, Workshop};
 use crate::results::case::{Case, Recorder};
 use crate::series::base::Base;
 use crate::series::git;
-use crate::series::patch::{assemble, Changes, Patch, Series};
+use crate::series::patch::{assemble, combined, Changes, Patch, Series};
 
 const OFF: &str = "plain";
+/// The variant with every check and KUnit.
+const TEST: &str = "test";
 /// The variant with the option on, where the tree offers it; with Rust alone where not.
 const ON: &str = "default";
 /// The symbol that tells whether the option is there.
 const OPTION: &str = "CONFIG_MMU_LAZY_TLB_SHOOTDOWN_RUST=";
+/// The same of the series' own suites.
+const KUNIT_OPTION: &str = "CONFIG_LAZY_TLB_KUNIT_TEST=";
+
+/// For a kernel with every check, under emulation, and all suites at boot.
+const PATIENCE: Duration = Duration::from_secs(1200);
 
 /// Which patches, and where.
 #[derive(Args)]
@@ -36,6 +47,10 @@ pub struct Options {
     /// Only the patch of that number, or those from N to M.
     #[arg(long, value_name = "N[..M]", value_parser = range)]
     patch: Option<RangeInclusive<usize>>,
+    /// These patches together, on what they need in place of all before them, with every check; the
+    /// kernel boots on each architecture, and KUnit must pass.
+    #[arg(long, requires = "patch")]
+    alone: bool,
     /// Write every case to FILE.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -114,6 +129,27 @@ pub fn run(project: &Project, options: &Options) -> Result<Exit> {
     let arches = arch::of_kinds(&arch::kinds(&options.arch)?);
     let meant = meant(options.patch.clone(), &project.series()?)?;
     let shop = project.workshop(&[], &arches)?;
+    if options.alone {
+        let mut recorder = Recorder::default();
+        let patches = shop.series.with_needs(meant.start() - 1..*meant.end())?;
+        let changes = combined(assemble(
+            &shop.base.dir,
+            &shop.series.repo,
+            &patches,
+            false,
+        )?);
+        let tree = git::stepped(&project.cache, &shop.base, &changes)?;
+        for arch in arches {
+            recorder.stage(
+                &format!("{} patches alone, {}", patches.len(), arch.name),
+                || alone(project, &shop, &patches, &tree, arch),
+            );
+        }
+        if let Some(path) = &options.json {
+            recorder.write_json(path)?;
+        }
+        return Ok(recorder.finish());
+    }
     let columns = Column::of(&arches);
     let (recorder, first) = walk(
         &project.cache,
@@ -133,6 +169,53 @@ pub fn run(project: &Project, options: &Options) -> Result<Exit> {
         Exit::Failed => first,
         other => other,
     })
+}
+
+/// A kernel of some patches and no others: with every check where they bring the option, else as the base
+/// tree is. It boots, and what KUnit reports of the series at boot must be good.
+fn alone(
+    project: &Project,
+    shop: &Workshop<'_>,
+    patches: &[&Patch],
+    tree: &Path,
+    arch: &'static Arch,
+) -> Result<Vec<Case>> {
+    shop.tools.check_rustc(arch)?;
+    let lacks = |left_out: &[String], option: &str| left_out.iter().any(|l| l.starts_with(option));
+    let mut build = shop.build_step(patches, tree.to_owned(), arch, TEST)?;
+    let mut left_out = build.configure()?;
+    let suites = !lacks(&left_out, KUNIT_OPTION);
+    if lacks(&left_out, OPTION) {
+        build = shop.build_step(patches, tree.to_owned(), arch, OFF)?;
+        left_out = build.configure()?;
+    }
+    println!(
+        "variant {}, left out: {}",
+        build.variant,
+        left_out.join(", ")
+    );
+    let image = build.image()?;
+    let initramfs = project.guest_initramfs(arch, "alive-init")?;
+    let vm = Vm::new(project, arch, &image)?;
+    // KUnit comes before the first process.
+    let report = Guest {
+        timeout: PATIENCE,
+        silence: PATIENCE,
+        ..vm.guest(&initramfs, &format!("alone-{}", arch.name))
+    }
+    .boot()?;
+    let mut cases = vec![Case::of("boot", report.check())];
+    if suites {
+        let ran = ktap::results(tree, &report.text)?;
+        cases.extend(
+            ran.into_iter()
+                .filter(|case| case.name.starts_with(ktap::KUNIT)),
+        );
+        let expected = ktap::expected_suites(&cases, &SUITES);
+        cases.extend(expected);
+    }
+    let within = |case: Case| case.within(arch.name).within("alone");
+    Ok(cases.into_iter().map(within).collect())
 }
 
 /// Goes through the series. A kernel is what `attempt` makes of the tree after so many patches: it says what
@@ -189,8 +272,9 @@ fn kernel(
     tree: &Path,
     column: &Column,
 ) -> Result<String> {
+    let patches: Vec<&Patch> = shop.series.patches[..number].iter().collect();
     let configured = |variant: &'static str| -> Result<(Build<'_>, Vec<String>)> {
-        let build = shop.build_step(number, tree.to_owned(), column.arch, variant)?;
+        let build = shop.build_step(&patches, tree.to_owned(), column.arch, variant)?;
         let left_out = build.configure()?;
         Ok((build, left_out))
     };

@@ -19,7 +19,8 @@ use crate::results::case::Case;
 /// What a guest is booted with that knows no policy.
 const NO_POLICY: [&str; 1] = ["no-policy"];
 
-const SUITES: [&str; 2] = ["lazy_tlb", "lazy_tlb_policy"];
+/// The series' own suites, which run at boot.
+pub const SUITES: [&str; 2] = ["lazy_tlb", "lazy_tlb_policy"];
 
 /// Where other guests have their policy: one that never ends.
 pub const HANG: &str = "hang";

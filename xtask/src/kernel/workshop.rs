@@ -11,7 +11,7 @@ use crate::host::tools::Tools;
 use crate::kernel::build::{Build, Source};
 use crate::series::base::{self, Base};
 use crate::series::git;
-use crate::series::patch::{Selection, Series};
+use crate::series::patch::{Patch, Selection, Series};
 
 /// The command line's surroundings.
 pub struct Project {
@@ -62,7 +62,8 @@ impl Project {
 impl Workshop<'_> {
     pub fn build<'b>(&'b self, arch: &'static Arch, variant: &'b str) -> Result<Build<'b>> {
         let suffix = self.selection.suffix();
-        self.build_of(&self.selection, &suffix, self.tree.clone(), arch, variant)
+        let patches = self.series.select(&self.selection)?;
+        self.build_of(&patches, &suffix, self.tree.clone(), arch, variant)
     }
 
     pub fn build_base<'b>(&'b self, arch: &'static Arch, variant: &'b str) -> Result<Build<'b>> {
@@ -86,21 +87,21 @@ impl Workshop<'_> {
     ) -> Result<Build<'b>> {
         let selection = Selection::first(upto);
         let tree = git::patched(&self.project.cache, &self.base, &self.series, &selection)?;
-        self.build_of(&selection, &selection.suffix(), tree, arch, variant)
+        let patches = self.series.select(&selection)?;
+        self.build_of(&patches, &selection.suffix(), tree, arch, variant)
     }
 
-    /// A build of the tree that goes through the series, after so many patches. Only after the last
-    /// one does it have to have every symbol that the series brings.
+    /// A build of the tree that goes through the series, with some of its patches. Only with all of
+    /// them does it have to have every symbol that the series brings.
     pub fn build_step<'b>(
         &'b self,
-        upto: usize,
+        patches: &[&Patch],
         tree: PathBuf,
         arch: &'static Arch,
         variant: &'b str,
     ) -> Result<Build<'b>> {
-        let selection = Selection::first(upto);
-        let build = self.build_of(&selection, git::STEPPED, tree, arch, variant)?;
-        Ok(match upto < self.series.patches.len() {
+        let build = self.build_of(patches, git::STEPPED, tree, arch, variant)?;
+        Ok(match patches.len() < self.series.patches.len() {
             true => build.without(self.series.symbols()),
             false => build,
         })
@@ -108,7 +109,7 @@ impl Workshop<'_> {
 
     fn build_of<'b>(
         &'b self,
-        selection: &Selection,
+        patches: &[&Patch],
         suffix: &str,
         tree: PathBuf,
         arch: &'static Arch,
@@ -116,12 +117,11 @@ impl Workshop<'_> {
     ) -> Result<Build<'b>> {
         self.project.cache.lock(Part::Trees)?;
         self.project.cache.need_space(3, "a kernel build")?;
-        let series = self.series.select(selection)?;
         Build::new(
             &self.project.cache,
             &self.tools,
             self.source(suffix, tree),
-            &series,
+            patches,
             arch,
             variant,
         )

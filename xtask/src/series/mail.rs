@@ -9,12 +9,14 @@ use anyhow::{Context, Result};
 use crate::host::cache::Cache;
 use crate::host::failure::{fail, Exit};
 use crate::host::sh;
-use crate::series::base::Base;
+use crate::series::base::{Base, Origin};
 use crate::series::git::{self, Commits};
 use crate::series::patch::{Part, Series, DIR};
 
 /// Says whom the kernel wants to be asked.
 const GET_MAINTAINER: &str = "scripts/get_maintainer.pl";
+/// The line by which git says what mails are made on.
+const BASE_COMMIT: &str = "base-commit: ";
 /// A line of a cover letter that names somebody who gets a copy, whatever the kernel says.
 const COPY: &str = "cc: ";
 
@@ -43,15 +45,54 @@ pub fn export(cache: &Cache, base: &Base, series: &Series, out: &Path) -> Result
         lists.push(series.with_needs(first..end)?);
     }
     let commits = Commits::make(cache, base, series, &lists)?;
+    let made_on = made_on(&commits, base)?;
     let mut threads = Vec::new();
     for (index, (part, tip)) in parts.iter().zip(&commits.tips).enumerate() {
         let out = match parts.len() {
             1 => out.to_owned(),
             _ => out.join(format!("{}-{}", index + 1, part.name())),
         };
-        threads.push(format_patch(&commits, &series.repo, part, tip, &out)?);
+        let thread = format_patch(&commits, &series.repo, part, tip, &out)?;
+        for mail in thread.cover.iter().chain(&thread.patches) {
+            say_base(mail, &made_on)?;
+        }
+        threads.push(thread);
     }
     Ok(threads)
+}
+
+/// What mails say that they are made on. Nobody else has the commit that the cache has for the base. So it is the
+/// one that is checked out in the base tree, if that has the same files, and otherwise the tree.
+fn made_on(commits: &Commits, base: &Base) -> Result<String> {
+    let of = |dir: &Path, rev: &str| {
+        let mut log = sh::git(dir);
+        log.args(["log", "-1", "--format=%H %T", rev]);
+        Some(sh::capture(&mut log).ok()?.trim().to_owned())
+    };
+    let own = of(&commits.repository, &commits.base).context("the commit that was just made")?;
+    let tree = own.split_once(' ').map_or("", |(_, tree)| tree);
+    let there = of(&base.dir, "HEAD").unwrap_or_default();
+    Ok(match there.split_once(' ') {
+        Some((commit, same)) if same == tree => format!("{BASE_COMMIT}{commit}"),
+        _ => {
+            let whose = match base.origin {
+                Origin::Upstream => "",
+                Origin::Debian => " with Debian's patches",
+                Origin::User => " of one's own",
+            };
+            format!("base-tree: {tree}, Linux {}{whose}", base.version)
+        }
+    })
+}
+
+/// Puts that in place of git's line, which is after the patch.
+fn say_base(mail: &Path, made_on: &str) -> Result<()> {
+    let text = fs::read_to_string(mail).with_context(|| format!("reading {}", mail.display()))?;
+    let Some((before, after)) = text.rsplit_once(&format!("\n{BASE_COMMIT}")) else {
+        return Ok(());
+    };
+    let rest = after.split_once('\n').map_or("", |(_, rest)| rest);
+    sh::write_whole(mail, format!("{before}\n{made_on}\n{rest}").as_bytes())
 }
 
 fn format_patch(
@@ -177,7 +218,16 @@ mod tests {
     /// The fixture's series, with cover letters for the patches that are named; the last one of these
     /// needs what is said.
     fn exported(covers: &[(&str, &str)], needs: &str) -> (tempfile::TempDir, Result<Vec<Thread>>) {
+        exported_on(|_| (), covers, needs)
+    }
+
+    fn exported_on(
+        prepare: impl Fn(&Path),
+        covers: &[(&str, &str)],
+        needs: &str,
+    ) -> (tempfile::TempDir, Result<Vec<Thread>>) {
         let (dir, base, repo) = fixture();
+        prepare(&base);
         let mut list = fs::read_to_string(repo.join(LIST)).unwrap();
         for (patch, cover) in covers {
             let file = format!("file = \"{patch}\"\n");
@@ -226,7 +276,7 @@ mod tests {
         assert!(cover.contains("What it is.\n\nWhy it is.\n"));
         assert!(cover.contains("fork: first"));
         assert!(
-            cover.contains("\nchange-id: 1-all.md\n") && cover.contains("\nbase-commit: "),
+            cover.contains("\nchange-id: 1-all.md\n") && cover.contains("\nbase-tree: "),
             "{cover}"
         );
         assert!(!cover.contains("HERE ***") && !cover.contains("cc: "));
@@ -272,6 +322,45 @@ mod tests {
         let cover = fs::read_to_string(threads.unwrap()[1].cover.as_ref().unwrap()).unwrap();
         let needed = cover.matches("prerequisite-patch-id: ").count();
         assert_eq!(needed, 1, "{cover}");
+    }
+
+    #[test]
+    fn the_commit_of_a_base_that_is_a_git_tree_is_named() {
+        let covers = [
+            ("0001-first.patch", "fixes.md"),
+            ("0002-second.patch", "rest.md"),
+        ];
+        let commit = |dir: &Path| {
+            for args in [
+                &["init", "--quiet"][..],
+                &["add", "."],
+                &["commit", "--quiet", "-m", "v7.3.4"],
+            ] {
+                sh::capture(sh::git(dir).args(args)).unwrap();
+            }
+        };
+        let cover = |dir: &Path, threads: Result<Vec<Thread>>| {
+            let cover = fs::read_to_string(threads.unwrap()[1].cover.as_ref().unwrap()).unwrap();
+            let head = sh::git(&dir.join("base"))
+                .args(["rev-parse", "HEAD"])
+                .output();
+            (cover, String::from_utf8(head.unwrap().stdout).unwrap())
+        };
+        let (dir, threads) = exported_on(commit, &covers, "[\"fixes.md\"]");
+        let (text, head) = cover(dir.path(), threads);
+        let named = format!("\nbase-commit: {head}prerequisite-patch-id: ");
+        assert!(text.contains(&named), "{text}");
+        // What was changed there is in no commit.
+        let change = |dir: &Path| {
+            commit(dir);
+            fs::write(dir.join("scripts/run.sh"), "exit\n").unwrap();
+        };
+        let (dir, threads) = exported_on(change, &covers, "[\"fixes.md\"]");
+        let (text, _) = cover(dir.path(), threads);
+        assert!(
+            text.contains("\nbase-tree: ") && !text.contains(BASE_COMMIT),
+            "{text}"
+        );
     }
 
     #[test]
