@@ -30,7 +30,7 @@ const OPTION: &str = "CONFIG_MMU_LAZY_TLB_SHOOTDOWN_RUST=";
 /// Which patches, and where.
 #[derive(Args)]
 pub struct Options {
-    /// x86_64, arm64, s390, powerpc, riscv, um, or all but the last two.
+    /// x86_64, arm64, s390, powerpc, riscv, arm, loongarch, um, or all but the last four.
     #[arg(long, default_value = arch::ALL, env = "ARCH", hide_env_values = true)]
     arch: String,
     /// Only the patch of that number, or those from N to M.

@@ -7,6 +7,7 @@ use std::process::Command;
 use anyhow::{Context, Result};
 
 use crate::host::arch::Arch;
+use crate::host::cross;
 use crate::host::failure::Exit;
 use crate::host::sh;
 use crate::kernel::build::{builder, Build};
@@ -56,7 +57,7 @@ impl Project {
     pub fn guest_program(&self, arch: &Arch, name: &str) -> Result<PathBuf> {
         let dir = self.cache.dir(format!("guest/{}", arch.name))?;
         let program = dir.join(name);
-        let mut gcc = Command::new(arch.gcc);
+        let mut gcc = Command::new(cross::compiler(&self.cache, arch));
         // Several guests may be made ready at once: the program appears when it is whole.
         let part = tempfile::NamedTempFile::new_in(&dir)?.into_temp_path();
         gcc.args(["-static", "-O2", "-Wall", "-Wextra", "-pthread", "-o"])
@@ -86,7 +87,7 @@ impl Workshop<'_> {
         make.arg("-C")
             .arg(self.tree.join("tools/testing/selftests/lazy_tlb"));
         make.arg(format!("OUTPUT={}", out.display()));
-        make.arg(format!("CC={}", arch.gcc))
+        make.arg(sh::assignment("CC", self.compiler(arch)))
             .arg("USERLDFLAGS=-static");
         let log = kernel.out.join("selftests.log");
         let remedy = "the compiler's message is in the log";
