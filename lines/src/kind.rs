@@ -75,6 +75,14 @@ pub fn kind(target: &str, text: &str) -> Kind {
             _ if starts(&["amo"]) => Kind::Atomic,
             _ => Kind::Plain,
         },
+        "loongarch64" => match name {
+            // The other hints are about loads or stores only.
+            "dbar" if ["0", "0x0", "16", "0x10"].contains(&&*rest) => Kind::Barrier,
+            _ if starts(&["ll."]) => Kind::Linked,
+            _ if starts(&["sc."]) => Kind::Conditional,
+            _ if starts(&["am"]) => Kind::Atomic,
+            _ => Kind::Plain,
+        },
         _ => Kind::Plain,
     }
 }
@@ -130,6 +138,11 @@ mod tests {
             ("riscv64", "sc.d a0,a1,(a2)", Conditional),
             ("riscv64", "fence rw,rw", Barrier),
             ("riscv64", "fence r,rw", Plain),
+            ("loongarch64", "amswap_db.d $a0, $a1, $a2", Atomic),
+            ("loongarch64", "ll.d $a0, $a1, 0", Linked),
+            ("loongarch64", "sc.d $a0, $a1, 0", Conditional),
+            ("loongarch64", "dbar 16", Barrier),
+            ("loongarch64", "dbar 1792", Plain),
         ] {
             assert_eq!(kind(target, text), expected, "{target}: {text}");
         }

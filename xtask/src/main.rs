@@ -242,7 +242,7 @@ struct Skip {
 /// Which guests.
 #[derive(Args)]
 struct Guests {
-    /// x86_64, arm64, s390, powerpc, riscv, um, a guest such as powerpc-hash, or all.
+    /// x86_64, arm64, s390, powerpc, riscv, arm, loongarch, um, a guest such as powerpc-hash, or all.
     #[arg(long, default_value = host::arch::ALL, env = "ARCH", hide_env_values = true)]
     arch: String,
 }
@@ -250,7 +250,7 @@ struct Guests {
 /// Which machine, with which part of the series.
 #[derive(Args)]
 struct Target {
-    /// x86_64, arm64, s390, powerpc, riscv or um.
+    /// x86_64, arm64, s390, powerpc, riscv, arm, loongarch or um.
     #[arg(long, default_value = "x86_64", env = "ARCH", hide_env_values = true)]
     arch: String,
     #[command(flatten)]

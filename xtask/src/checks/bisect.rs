@@ -41,7 +41,7 @@ const PATIENCE: Duration = Duration::from_secs(1200);
 /// Which patches, and where.
 #[derive(Args)]
 pub struct Options {
-    /// x86_64, arm64, s390, powerpc, riscv, um, or all but the last two.
+    /// x86_64, arm64, s390, powerpc, riscv, arm, loongarch, um, or all but the last four.
     #[arg(long, default_value = arch::ALL, env = "ARCH", hide_env_values = true)]
     arch: String,
     /// Only the patch of that number, or those from N to M.
@@ -195,7 +195,7 @@ fn alone(
         left_out.join(", ")
     );
     let image = build.image()?;
-    let initramfs = project.guest_initramfs(arch, "alive-init")?;
+    let initramfs = project.initramfs(arch, "alive")?;
     let vm = Vm::new(project, arch, &image)?;
     // KUnit comes before the first process.
     let report = Guest {

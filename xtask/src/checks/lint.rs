@@ -29,7 +29,7 @@ const UNUSED: &str = "is not available or not up to date";
 /// What is looked at.
 #[derive(Args)]
 pub struct Options {
-    /// x86_64, arm64, s390, powerpc, riscv, um, or all but the last two.
+    /// x86_64, arm64, s390, powerpc, riscv, arm, loongarch, um, or all but the last four.
     #[arg(long, default_value = "x86_64", env = "ARCH", hide_env_values = true)]
     arch: String,
     /// Leave out `make rustdoc` and `make htmldocs`.

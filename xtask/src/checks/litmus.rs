@@ -182,24 +182,8 @@ fn loader_in(libraries: &Path) -> Result<PathBuf> {
 fn fetch(cache: &Cache, root: &Path) -> Result<()> {
     cache.need_space(1, "herd7")?;
     let apt = Suites::open(cache, &[SUITE])?;
-    let download = cache.path("dl/herd7");
     cache.dir("dl")?;
-    apt.download(&[&["download"], &PACKAGES[..]].concat(), &download)?;
-    let part = root.with_extension("part");
-    if part.exists() {
-        fs::remove_dir_all(&part)?;
-    }
-    for package in fs::read_dir(&download)? {
-        sh::capture(Command::new("dpkg").args([
-            "-x".as_ref(),
-            package?.path().as_os_str(),
-            part.as_os_str(),
-        ]))?;
-    }
-    fs::rename(&part, root).with_context(|| format!("creating {}", root.display()))?;
-    // 40 MB that are not needed again.
-    fs::remove_dir_all(&download)?;
-    Ok(())
+    apt.unpack(&PACKAGES, &cache.path("dl/herd7"), root)
 }
 
 fn compare(test: &str, output: &str) -> Result<()> {

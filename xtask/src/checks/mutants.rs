@@ -35,7 +35,7 @@ const STOP: &str = "LAZY_TLB_STOP=1";
 /// Which mutants, and what to do with them.
 #[derive(Args)]
 pub struct Options {
-    /// Only those that are shown on x86_64, arm64, s390, powerpc, riscv, a guest, or by litmus.
+    /// Only those that are shown on x86_64, arm64, s390, powerpc, riscv, arm, loongarch, a guest, or by litmus.
     #[arg(long, default_value = arch::ALL, env = "ARCH", hide_env_values = true)]
     arch: String,
     /// Only the one of that name; may be given more than once.

@@ -52,7 +52,7 @@ const GUESTS: &str = "guests";
 
 #[derive(Args)]
 pub struct Options {
-    /// x86_64, arm64, s390, powerpc, riscv, um, a guest such as powerpc-hash, or all.
+    /// x86_64, arm64, s390, powerpc, riscv, arm, loongarch, um, a guest such as powerpc-hash, or all.
     #[arg(long, default_value = arch::ALL, env = "ARCH", hide_env_values = true)]
     arch: String,
     /// Leave out the patches whose file names start so (to see the tests fail without them).
@@ -127,7 +127,7 @@ impl Plan<'_> {
                         if !usual || !self.options.policy.is_empty() {
                             continue;
                         }
-                        if !arch.is_program() {
+                        if arch.counts_lines() {
                             uses.push(Use::Lines(kind));
                         }
                         if !arch.sysrq.is_empty() {

@@ -147,6 +147,26 @@ impl Suites {
         }
         fs::rename(&part, dir).with_context(|| format!("creating {}", dir.display()))
     }
+
+    /// Downloads packages by way of `download` and unpacks them below `root`, which appears when it is whole.
+    pub fn unpack(&self, packages: &[&str], download: &Path, root: &Path) -> Result<()> {
+        self.download(&[&["download"], packages].concat(), download)?;
+        let part = root.with_extension("part");
+        if part.exists() {
+            fs::remove_dir_all(&part)?;
+        }
+        for package in fs::read_dir(download)? {
+            sh::capture(Command::new("dpkg").args([
+                "-x".as_ref(),
+                package?.path().as_os_str(),
+                part.as_os_str(),
+            ]))?;
+        }
+        fs::rename(&part, root).with_context(|| format!("creating {}", root.display()))?;
+        // They are not needed again.
+        fs::remove_dir_all(download)?;
+        Ok(())
+    }
 }
 
 fn newest_first<'a>(versions: impl Iterator<Item = &'a str>, prefix: &str) -> Vec<String> {

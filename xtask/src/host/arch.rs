@@ -43,6 +43,8 @@ pub struct Arch {
     pub gcc: &'static str,
     /// The packages that bring it with a C library.
     pub gcc_packages: &'static [&'static str],
+    /// In their place, where the oldest Debian has none: the packages of a newer one's C library, for clang.
+    pub libc_packages: &'static [&'static str],
     /// The rustc that scripts/min-tool-version.sh of the kernel asks for.
     pub least_rustc: [u64; 3],
     /// What can start its guests in place of the emulator's own firmware.
@@ -57,7 +59,7 @@ const BREAK_L: &[u8] = b"\x01bl";
 const CTRL_O_L: &[u8] = b"\x0fl";
 
 /// The architectures. The order is that of the builds in `test`.
-pub static ARCHES: [Arch; 6] = [
+pub static ARCHES: [Arch; 8] = [
     Arch {
         name: "x86_64",
         machine_name: "x86_64",
@@ -142,6 +144,40 @@ pub static ARCHES: [Arch; 6] = [
         ..Arch::USUAL
     },
     Arch {
+        name: "arm",
+        machine_name: "arm",
+        image: "arch/arm/boot/zImage",
+        qemu: "qemu-system-arm",
+        qemu_packages: &["qemu-system-arm"],
+        machine: &["-machine", "virt"],
+        console: "ttyAMA0",
+        elf_machine: object::elf::EM_ARM,
+        gcc: "arm-linux-gnueabihf-gcc",
+        gcc_packages: &["gcc-arm-linux-gnueabihf", "libc6-dev-armhf-cross"],
+        by_name: true,
+        ..Arch::USUAL
+    },
+    Arch {
+        name: "loongarch",
+        machine_name: "loongarch64",
+        image: "vmlinux",
+        qemu: "qemu-system-loongarch64",
+        qemu_packages: &["qemu-system-loongarch", "qemu-system-misc"],
+        machine: &["-machine", "virt"],
+        cpu: "la464",
+        elf_machine: object::elf::EM_LOONGARCH,
+        gcc: "loongarch64-linux-gnu-gcc",
+        gcc_packages: &[],
+        libc_packages: &[
+            "libc6-dev-loong64-cross",
+            "libc6-loong64-cross",
+            "libgcc-14-dev-loong64-cross",
+            "linux-libc-dev-loong64-cross",
+        ],
+        by_name: true,
+        ..Arch::USUAL
+    },
+    Arch {
         name: "um",
         // It could be of any; with several CPUs it is of this one.
         machine_name: "x86_64",
@@ -172,6 +208,7 @@ impl Arch {
         steady: "",
         gcc: "gcc",
         gcc_packages: &["gcc", "libc6-dev"],
+        libc_packages: &[],
         least_rustc: [1, 85, 0],
         uefi: None,
         by_name: false,
@@ -187,6 +224,11 @@ impl Arch {
     pub fn is_program(&self) -> bool {
         self.qemu.is_empty()
     }
+
+    /// Whether `bench lines` can count in its guests. It finds an mm by /proc/kcore, which 32-bit arm does not have.
+    pub fn counts_lines(&self) -> bool {
+        !self.is_program() && self.elf_machine != object::elf::EM_ARM
+    }
 }
 
 /// An architecture in one of its MMU modes: what `test` boots.
@@ -201,7 +243,7 @@ pub struct Kind {
 }
 
 /// The guests, those of one architecture side by side.
-pub static KINDS: [Kind; 7] = [
+pub static KINDS: [Kind; 9] = [
     Kind::plain("x86_64"),
     Kind::plain("arm64"),
     Kind {
@@ -226,6 +268,8 @@ pub static KINDS: [Kind; 7] = [
         append: "LAZY_TLB_HOTPLUG=0",
         ..Kind::plain("riscv")
     },
+    Kind::plain("arm"),
+    Kind::plain("loongarch"),
     Kind::plain("um"),
 ];
 
@@ -296,7 +340,7 @@ mod tests {
 
     #[test]
     fn an_architecture_is_its_guests() {
-        let by_name = [names("riscv"), names("um")].concat();
+        let by_name = ["riscv", "arm", "loongarch", "um"].map(names).concat();
         let every: Vec<&str> = KINDS.iter().map(|kind| kind.name).collect();
         assert_eq!([names(ALL), by_name].concat(), every);
         assert_eq!(names("s390"), ["s390"]);

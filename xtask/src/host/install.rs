@@ -8,6 +8,7 @@ use anyhow::Result;
 use crate::host::apt;
 use crate::host::arch::{Arch, ARCHES};
 use crate::host::cache::{Cache, Part};
+use crate::host::cross;
 use crate::host::failure::{fail, Exit};
 use crate::host::sh::{self, Progress};
 use crate::host::tools::{dotted, look, numbers, Machine, Missing, Tools, Version, RUSTC_PACKAGES};
@@ -19,6 +20,14 @@ const BINDGEN_CRATES: u64 = 60;
 
 /// The tools for some architectures, installed where they are missing.
 pub fn ensure(cache: &Cache, arches: &[&Arch]) -> Result<Tools> {
+    let tools = ensure_tools(cache, arches)?;
+    for arch in arches.iter().filter(|arch| !arch.libc_packages.is_empty()) {
+        cross::ensure(cache, arch, &tools)?;
+    }
+    Ok(tools)
+}
+
+fn ensure_tools(cache: &Cache, arches: &[&Arch]) -> Result<Tools> {
     let machine = Machine::real(cache);
     let tools = match look(&machine, arches) {
         Ok(tools) => tools,

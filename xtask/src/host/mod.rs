@@ -3,6 +3,7 @@
 pub mod apt;
 pub mod arch;
 pub mod cache;
+pub mod cross;
 pub mod failure;
 pub mod install;
 pub mod policy;

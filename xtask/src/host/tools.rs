@@ -171,7 +171,7 @@ pub fn look(machine: &Machine, arches: &[&Arch]) -> std::result::Result<Tools, V
                 });
             }
         }
-        let gcc = machine.find(arch.gcc).is_some();
+        let gcc = machine.find(arch.gcc).is_some() || !arch.libc_packages.is_empty();
         if !gcc || !arch.gcc_packages.iter().all(|p| (machine.has_package)(p)) {
             missing.push(Missing::of(arch.gcc, arch.gcc_packages));
         }
@@ -393,7 +393,9 @@ mod tests {
                         "QEMU emulator version 10.0.2 (Debian 1:10.0.2+ds-2)",
                     );
                 }
-                fake.program(arch.gcc, "gcc 12.2.0");
+                if arch.libc_packages.is_empty() {
+                    fake.program(arch.gcc, "gcc 12.2.0");
+                }
             }
             fake
         }

@@ -8,6 +8,7 @@ use anyhow::{Context, Result};
 
 use crate::host::arch::Arch;
 use crate::host::cache::digest;
+use crate::host::cross;
 use crate::host::failure::Exit;
 use crate::host::sh;
 use crate::kernel::build::{builder, Build};
@@ -65,7 +66,7 @@ impl Project {
         sources.push(self.repo.join(HELPERS));
         sources.retain(|path| path.is_file());
         sources.sort();
-        let mut gcc = Command::new(arch.gcc);
+        let mut gcc = Command::new(cross::compiler(&self.cache, arch));
         gcc.args(["-static", "-O2", "-Wall", "-Wextra", "-pthread"]);
         let mut inputs = vec![sh::shown(&gcc).into_bytes()];
         for source in &sources {
@@ -104,7 +105,7 @@ impl Workshop<'_> {
         make.arg("-C")
             .arg(self.tree.join("tools/testing/selftests/lazy_tlb"));
         make.arg(format!("OUTPUT={}", out.display()));
-        make.arg(format!("CC={}", arch.gcc))
+        make.arg(sh::assignment("CC", self.compiler(arch)))
             .arg("USERLDFLAGS=-static");
         let log = kernel.out.join("selftests.log");
         let remedy = "the compiler's message is in the log";

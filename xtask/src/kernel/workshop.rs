@@ -6,6 +6,7 @@ use anyhow::Result;
 
 use crate::host::arch::Arch;
 use crate::host::cache::{Cache, Part};
+use crate::host::cross;
 use crate::host::install;
 use crate::host::tools::Tools;
 use crate::kernel::build::{Build, Source};
@@ -60,6 +61,11 @@ impl Project {
 }
 
 impl Workshop<'_> {
+    /// What compiles an architecture's programs.
+    pub fn compiler(&self, arch: &Arch) -> PathBuf {
+        cross::compiler(&self.project.cache, arch)
+    }
+
     pub fn build<'b>(&'b self, arch: &'static Arch, variant: &'b str) -> Result<Build<'b>> {
         let suffix = self.selection.suffix();
         let patches = self.series.select(&self.selection)?;

@@ -509,7 +509,8 @@ static inline void lazy_unmap_everything(void)
 	while (fgets(line, sizeof(line), maps))
 		/* Not what the kernel has mapped for everyone, at the top. */
 		if (sscanf(line, "%lx-%lx", &start, &end) == 2 &&
-		    !strstr(line, "[vsyscall]") && end > top)
+		    !strstr(line, "[vsyscall]") && !strstr(line, "[vectors]") &&
+		    end > top)
 			top = end;
 	fclose(maps);
 	setrlimit(RLIMIT_CORE, &no_core);
