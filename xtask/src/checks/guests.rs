@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use crate::guest::console::{Report, LEVELS};
+use crate::guest::console::Report;
 use crate::guest::initramfs::{self, GuestFile};
 use crate::guest::ktap;
 use crate::guest::machine::{self, Guest, Vm};
@@ -279,11 +279,9 @@ impl<'a> TestGuest<'a> {
             program, seconds, ..
         } = self;
         let mitigated = self.kind.arch().name == "x86_64";
-        // What is harmless at the level of a warning is known for x86_64 only.
-        let levels = if mitigated { LEVELS } else { "" };
         let mitigations = if mitigated { MITIGATIONS } else { "" };
         let append = format!(
-            "{levels} {mitigations} {kunit} LAZY_TLB_TEST_TIMEOUT={program} LAZY_TLB_SECONDS={seconds} {append}"
+            "{mitigations} {kunit} LAZY_TLB_TEST_TIMEOUT={program} LAZY_TLB_SECONDS={seconds} {append}"
         );
         let report = self.boot(policy, append.trim(), &self.built.initramfs, log)?;
         let mut cases = ktap::results(self.tree, &report.text)?;

@@ -65,9 +65,8 @@ static WARNING: LazyLock<Regex> = LazyLock::new(|| {
     Regex::new(&words.join("|")).expect("a valid expression")
 });
 
-/// What has each line of the kernel begin with its level.
-pub const LEVELS: &str = "console_msg_format=syslog";
-/// That of KERN_WARNING; what is worse has a lower one.
+/// The level of KERN_WARNING; what is worse has a lower one. Lines have theirs where the command line says
+/// console_msg_format=syslog.
 const WARNS: u32 = 4;
 /// What a kernel that is well says at such a level.
 static HARMLESS: LazyLock<Regex> = LazyLock::new(|| {
