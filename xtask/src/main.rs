@@ -123,12 +123,6 @@ enum Command {
         #[command(flatten)]
         options: lab::Options,
     },
-    /// Runs the kernel's own selftests of what is near, with and without the series, side by side.
-    #[command(after_help = "Example: cargo xtask neighbours --arch x86_64")]
-    Neighbours {
-        #[command(flatten)]
-        options: checks::neighbours::Options,
-    },
     /// Writes tables of everything in results/: is each policy better than refcount, then the details.
     #[command(after_help = "Example: cargo xtask report")]
     Report,
@@ -142,38 +136,54 @@ enum Command {
     /// Checks the fences: what may stand where, formatting, checkpatch --strict.
     #[command(after_help = "Example: cargo xtask tidy")]
     Tidy,
-    /// Tries the series on every kernel from 7.2 on that Debian's archive has, and on LINUX=.
-    #[command(after_help = "Example: cargo xtask drift --out rebased")]
-    Drift {
-        #[command(flatten)]
-        options: checks::drift::Options,
-    },
     /// Runs other people's tests in a Debian guest, on a kernel configured as Debian's, under each policy.
     #[command(after_help = "Example: cargo xtask distro --arch x86_64 --policy handover --flip")]
     Distro {
         #[command(flatten)]
         options: distro::Options,
     },
-    /// Builds and boots the series patch by patch, the option off and on.
-    #[command(after_help = "Example: cargo xtask bisect --arch x86_64 --patch 13..15")]
-    Bisect {
+    /// Checks that take longer, or are for one thing, and are not part of `test` as they are.
+    #[command(after_help = "Example: cargo xtask check mutants --list")]
+    Check {
+        #[command(subcommand)]
+        check: Check,
+    },
+}
+
+#[derive(Subcommand)]
+enum Check {
+    /// Asks the kernel's memory model about every litmus test of the series.
+    #[command(after_help = "Example: cargo xtask check litmus")]
+    Litmus,
+    /// Breaks the series in each of the ways in mutants/, and checks that a test notices.
+    #[command(after_help = "Example: cargo xtask check mutants --arch arm64 --json mutants.json")]
+    Mutants {
         #[command(flatten)]
-        options: checks::bisect::Options,
+        options: checks::mutants::Options,
     },
     /// Has the kernel's own checkers look at the series' files: W=1, sparse, clippy, rustdoc, htmldocs.
-    #[command(after_help = "Example: cargo xtask lint --arch all")]
+    #[command(after_help = "Example: cargo xtask check lint --arch all")]
     Lint {
         #[command(flatten)]
         options: checks::lint::Options,
     },
-    /// Asks the kernel's memory model about every litmus test of the series.
-    #[command(after_help = "Example: cargo xtask litmus")]
-    Litmus,
-    /// Breaks the series in each of the ways in mutants/, and checks that a test notices.
-    #[command(after_help = "Example: cargo xtask mutants --arch arm64 --json mutants.json")]
-    Mutants {
+    /// Builds and boots the series patch by patch, the option off and on.
+    #[command(after_help = "Example: cargo xtask check bisect --arch x86_64 --patch 13..15")]
+    Bisect {
         #[command(flatten)]
-        options: checks::mutants::Options,
+        options: checks::bisect::Options,
+    },
+    /// Tries the series on every kernel from 7.2 on that Debian's archive has, and on LINUX=.
+    #[command(after_help = "Example: cargo xtask check drift --out rebased")]
+    Drift {
+        #[command(flatten)]
+        options: checks::drift::Options,
+    },
+    /// Runs the kernel's own selftests of what is near, with and without the series, side by side.
+    #[command(after_help = "Example: cargo xtask check neighbours --arch x86_64")]
+    Neighbours {
+        #[command(flatten)]
+        options: checks::neighbours::Options,
     },
 }
 
@@ -349,7 +359,7 @@ fn run(cli: Cli) -> Result<Exit> {
         },
         Command::Bench { bench: None } => return bench_everything(project.linux.as_deref()),
         Command::Lab { options } => lab::run(&project, &options)?,
-        Command::Neighbours { options } => return checks::neighbours::run(&project, &options),
+        Command::Check { check } => return run_check(&project, check),
         Command::Report => report::page::run(&project.repo)?,
         Command::Series { out } => {
             let (base, series) = (project.base()?, project.series()?);
@@ -365,20 +375,26 @@ fn run(cli: Cli) -> Result<Exit> {
             recorder.stage("tidy", || checks::tidy::cases(&project));
             return Ok(recorder.finish());
         }
-        Command::Lint { options } => return checks::lint::run(&project, &options),
-        Command::Litmus => {
-            // Before the stage: having no test, or no herd7, has an exit code of its own.
-            let cases = checks::litmus::cases(&project)?;
-            let mut recorder = Recorder::default();
-            recorder.stage("litmus", || Ok(cases));
-            return Ok(recorder.finish());
-        }
-        Command::Drift { options } => return checks::drift::run(&project, &options),
         Command::Distro { options } => return distro::run(&project, &options),
-        Command::Bisect { options } => return checks::bisect::run(&project, &options),
-        Command::Mutants { options } => return checks::mutants::run(&project, &options),
     }
     Ok(Exit::Ok)
+}
+
+fn run_check(project: &Project, check: Check) -> Result<Exit> {
+    match check {
+        Check::Litmus => {
+            // Before the stage: having no test, or no herd7, has an exit code of its own.
+            let cases = checks::litmus::cases(project)?;
+            let mut recorder = Recorder::default();
+            recorder.stage("litmus", || Ok(cases));
+            Ok(recorder.finish())
+        }
+        Check::Mutants { options } => checks::mutants::run(project, &options),
+        Check::Lint { options } => checks::lint::run(project, &options),
+        Check::Bisect { options } => checks::bisect::run(project, &options),
+        Check::Drift { options } => checks::drift::run(project, &options),
+        Check::Neighbours { options } => checks::neighbours::run(project, &options),
+    }
 }
 
 /// Everything that can be measured on any machine, each as a command that can be given alone.

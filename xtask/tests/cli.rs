@@ -4,25 +4,9 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
 
-const COMMANDS: [&str; 18] = [
-    "setup",
-    "tree",
-    "import",
-    "apply",
-    "build",
-    "boot",
-    "run",
-    "test",
-    "series",
-    "tidy",
-    "litmus",
-    "mutants",
-    "bisect",
-    "lab",
-    "drift",
-    "neighbours",
-    "report",
-    "help",
+const COMMANDS: [&str; 15] = [
+    "setup", "tree", "import", "apply", "build", "boot", "run", "test", "series", "tidy", "check",
+    "distro", "lab", "report", "help",
 ];
 
 /// Runs xtask with a cache of its own and nothing from the surroundings.
@@ -52,10 +36,13 @@ fn every_command_helps_with_a_sentence_and_an_example() {
         assert_eq!(exit, 0, "{command}");
         assert!(words.contains("Example: cargo xtask"), "{command}: {words}");
     }
-    for bench in ["exit", "ipis", "kernel", "lines", "perf"] {
-        let (exit, words) = exit_and_words(&["bench", bench, "--help"]);
-        assert_eq!(exit, 0, "{bench}");
-        let example = format!("Example: cargo xtask bench {bench}");
+    let benches = ["exit", "ipis", "kernel", "lines", "perf"].map(|name| ("bench", name));
+    let checks = ["bisect", "drift", "lint", "litmus", "mutants", "neighbours"];
+    let checks = checks.map(|name| ("check", name));
+    for (command, name) in benches.into_iter().chain(checks) {
+        let (exit, words) = exit_and_words(&[command, name, "--help"]);
+        assert_eq!(exit, 0, "{name}");
+        let example = format!("Example: cargo xtask {command} {name}");
         assert!(words.contains(&example), "{words}");
     }
     let (exit, words) = exit_and_words(&["--help"]);
@@ -84,10 +71,10 @@ fn wrong_usage_is_2() {
         &["test", "--stage", "none"],
         &["test", "--variant", "none"],
         &["boot", "--init", "/nonexistent/init"],
-        &["mutants", "--arch", "vax"],
-        &["bisect", "--patch", "3..2"],
-        &["bisect", "--patch", "999"],
-        &["mutants", "--only", "none"],
+        &["check", "mutants", "--arch", "vax"],
+        &["check", "bisect", "--patch", "3..2"],
+        &["check", "bisect", "--patch", "999"],
+        &["check", "mutants", "--only", "none"],
     ];
     for args in cases {
         let (exit, words) = exit_and_words(args);
@@ -97,10 +84,17 @@ fn wrong_usage_is_2() {
 
 #[test]
 fn mutants_are_listed_without_a_tree() {
-    let (exit, words) = exit_and_words(&["mutants", "--list", "--arch", "x86_64"]);
+    let (exit, words) = exit_and_words(&["check", "mutants", "--list", "--arch", "x86_64"]);
     assert_eq!(exit, 0, "{words}");
     assert!(words.contains("(x86_64, shootdown)"), "{words}");
-    let (exit, words) = exit_and_words(&["mutants", "--arch", "s390", "--only", "nudge-missing"]);
+    let (exit, words) = exit_and_words(&[
+        "check",
+        "mutants",
+        "--arch",
+        "s390",
+        "--only",
+        "nudge-missing",
+    ]);
     assert_eq!(exit, 8, "{words}");
 }
 

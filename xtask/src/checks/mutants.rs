@@ -148,7 +148,7 @@ fn select(mutants: Vec<Mutant>, arch: &str, only: &[String]) -> Result<Vec<Mutan
         return Err(fail(
             Exit::Usage,
             format!("there is no mutant {unknown}"),
-            "see `cargo xtask mutants --list`",
+            "see `cargo xtask check mutants --list`",
         ));
     }
     let kinds = match arch {
@@ -167,7 +167,7 @@ fn select(mutants: Vec<Mutant>, arch: &str, only: &[String]) -> Result<Vec<Mutan
         return Err(fail(
             Exit::NoTests,
             "no mutant is selected",
-            "see `cargo xtask mutants --list`",
+            "see `cargo xtask check mutants --list`",
         ));
     }
     Ok(selected)

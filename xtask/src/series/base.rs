@@ -237,7 +237,7 @@ fn fetch(cache: &Cache) -> Result<Base> {
         ),
         format!(
             "unpack Linux {SERIES}.x yourself and give its folder as LINUX=DIR; with one, \
-             `cargo xtask drift` tries the series on the other kernels that the archive has"
+             `cargo xtask check drift` tries the series on the other kernels that the archive has"
         ),
     ))
 }
