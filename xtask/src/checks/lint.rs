@@ -5,6 +5,7 @@
 //! doing, and is left out.
 
 use std::collections::BTreeSet;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -246,10 +247,24 @@ fn objects(files: &BTreeSet<PathBuf>, tree: &Path, arch: &str) -> Vec<String> {
             && !of_another(path)
             && tree.join(path).exists()
     };
-    let object = |path: &PathBuf| path.with_extension("o").to_string_lossy().into_owned();
-    let mut objects: Vec<String> = files.iter().filter(built).map(object).collect();
-    objects.push("mm/lazy_tlb/".into());
-    objects
+    // A few files are parts of another one, which includes them.
+    let whole = |path: &PathBuf| -> PathBuf {
+        let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else {
+            return path.clone();
+        };
+        let include = format!("#include \"{}\"", name.to_string_lossy());
+        let includes = |entry: &fs::DirEntry| {
+            entry.path().extension().is_some_and(|e| e == "c")
+                && fs::read_to_string(entry.path()).is_ok_and(|text| text.contains(&include))
+        };
+        let mut entries = fs::read_dir(tree.join(dir)).into_iter().flatten().flatten();
+        entries
+            .find(includes)
+            .map_or(path.clone(), |entry| dir.join(entry.file_name()))
+    };
+    let object = |path: PathBuf| path.with_extension("o").to_string_lossy().into_owned();
+    let objects: BTreeSet<String> = files.iter().filter(built).map(whole).map(object).collect();
+    objects.into_iter().chain(["mm/lazy_tlb/".into()]).collect()
 }
 
 #[cfg(test)]
@@ -298,6 +313,7 @@ mod tests {
         let tree = tempfile::tempdir().unwrap();
         let names = [
             "kernel/fork.c",
+            "kernel/sched/debug.c",
             "arch/x86/mm/tlb.c",
             "arch/s390/mm/init.c",
             "tools/perf/bench/a.c",
@@ -309,10 +325,17 @@ mod tests {
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();
             std::fs::write(path, "").unwrap();
         }
+        let whole = tree.path().join("kernel/sched/build_utility.c");
+        std::fs::write(whole, "#include \"debug.c\"\n").unwrap();
         let files = names.map(PathBuf::from).into();
         assert_eq!(
             objects(&files, tree.path(), "x86"),
-            ["arch/x86/mm/tlb.o", "kernel/fork.o", "mm/lazy_tlb/"]
+            [
+                "arch/x86/mm/tlb.o",
+                "kernel/fork.o",
+                "kernel/sched/build_utility.o",
+                "mm/lazy_tlb/"
+            ]
         );
     }
 }
