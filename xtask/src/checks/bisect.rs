@@ -23,7 +23,7 @@ use crate::kernel::workshop::{Project, Workshop};
 use crate::results::case::{Case, Recorder};
 use crate::series::base::Base;
 use crate::series::git;
-use crate::series::patch::{assemble, combined, Changes, Patch, Series};
+use crate::series::patch::{assemble, combined, Changes, Patch, Selection, Series};
 
 const OFF: &str = "plain";
 /// The variant with every check and KUnit.
@@ -138,13 +138,14 @@ pub fn run(project: &Project, options: &Options) -> Result<Exit> {
             &patches,
             false,
         )?);
-        let tree = git::stepped(&project.cache, &shop.base, &changes)?;
+        let tree = git::partly(&project.cache, &shop.base, &changes)?;
         for arch in arches {
             recorder.stage(
                 &format!("{} patches alone, {}", patches.len(), arch.name),
                 || alone(project, &shop, &patches, &tree, arch),
             );
         }
+        git::patched(&project.cache, &shop.base, &shop.series, &shop.selection)?;
         if let Some(path) = &options.json {
             recorder.write_json(path)?;
         }
@@ -182,11 +183,13 @@ fn alone(
 ) -> Result<Vec<Case>> {
     shop.tools.check_rustc(arch)?;
     let lacks = |left_out: &[String], option: &str| left_out.iter().any(|l| l.starts_with(option));
-    let mut build = shop.build_step(patches, tree.to_owned(), arch, TEST)?;
+    let suffix = Selection::default().suffix();
+    let place = || (suffix.as_str(), tree.to_owned());
+    let mut build = shop.build_step(patches, place(), arch, TEST)?;
     let mut left_out = build.configure()?;
     let suites = !lacks(&left_out, KUNIT_OPTION);
     if lacks(&left_out, OPTION) {
-        build = shop.build_step(patches, tree.to_owned(), arch, OFF)?;
+        build = shop.build_step(patches, place(), arch, OFF)?;
         left_out = build.configure()?;
     }
     println!(
@@ -274,7 +277,12 @@ fn kernel(
 ) -> Result<String> {
     let patches: Vec<&Patch> = shop.series.patches[..number].iter().collect();
     let configured = |variant: &'static str| -> Result<(Build<'_>, Vec<String>)> {
-        let build = shop.build_step(&patches, tree.to_owned(), column.arch, variant)?;
+        let build = shop.build_step(
+            &patches,
+            (git::STEPPED, tree.to_owned()),
+            column.arch,
+            variant,
+        )?;
         let left_out = build.configure()?;
         Ok((build, left_out))
     };

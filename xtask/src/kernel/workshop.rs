@@ -97,16 +97,16 @@ impl Workshop<'_> {
         self.build_of(&patches, &selection.suffix(), tree, arch, variant)
     }
 
-    /// A build of the tree that goes through the series, with some of its patches. Only with all of
-    /// them does it have to have every symbol that the series brings.
+    /// A build of a tree of that suffix with some of the patches. Only with all of them does it have to have
+    /// every symbol that the series brings.
     pub fn build_step<'b>(
         &'b self,
         patches: &[&Patch],
-        tree: PathBuf,
+        (suffix, tree): (&str, PathBuf),
         arch: &'static Arch,
         variant: &'b str,
     ) -> Result<Build<'b>> {
-        let build = self.build_of(patches, git::STEPPED, tree, arch, variant)?;
+        let build = self.build_of(patches, suffix, tree, arch, variant)?;
         Ok(match patches.len() < self.series.patches.len() {
             true => build.without(self.series.symbols()),
             false => build,

@@ -53,6 +53,12 @@ pub fn stepped(cache: &Cache, base: &Base, wanted: &Changes) -> Result<PathBuf> 
     hold(cache, base, STEPPED, wanted)
 }
 
+/// The tree that all kernels are built of, with some of the patches, so that little is built anew. The next
+/// [`patched`] brings the others back.
+pub fn partly(cache: &Cache, base: &Base, wanted: &Changes) -> Result<PathBuf> {
+    hold(cache, base, &Selection::default().suffix(), wanted)
+}
+
 /// Makes the cache's tree of that suffix hold the base with the wanted changes.
 fn hold(cache: &Cache, base: &Base, suffix: &str, wanted: &Changes) -> Result<PathBuf> {
     cache.lock(Part::Trees)?;
