@@ -12,14 +12,17 @@
 
 boots=${1:-5}
 cpus=${2:-$(nproc)}
+for number in "$boots" "$cpus"; do
+	case $number in
+	*[!0-9]* | 0*) echo "usage: sh lazy-tlb-um.sh [BOOTS [CPUS]]" >&2; exit 2 ;;
+	esac
+done
 [ "$cpus" -le 64 ] || cpus=64
-case $boots$cpus in
-*[!0-9]* | 0*) echo "usage: sh lazy-tlb-um.sh [BOOTS [CPUS]]" >&2; exit 2 ;;
-esac
 [ "$(uname -m)" = x86_64 ] || { echo "error: this kernel is a program for x86_64" >&2; exit 3; }
 
 here=$(dirname "$0")
-file=kernel-um-$cpus-$(date +%s).json
+# As `cargo xtask report` knows them.
+file=paired-kernel-um-$cpus-$(date +%s).json
 said=$(mktemp) || exit 9
 trap 'rm -f "$said"' EXIT
 

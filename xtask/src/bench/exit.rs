@@ -13,6 +13,7 @@ use crate::results::sample::Sample;
 
 /// What the guest puts in front of its lines.
 const PREFIX: &str = "lazy-tlb-exit: ";
+
 /// A line of the guest's is the median of the exits of a round, and what the kernel did in one of them.
 fn read(line: &str, boot: u32) -> Result<Vec<Sample>> {
     let Some(line) = line.strip_prefix(PREFIX).map(pairs) else {

@@ -135,7 +135,7 @@ mod tests {
     use super::*;
     use crate::host::sh;
     use crate::results::machine::Machine;
-    use crate::results::sample::Samples;
+    use crate::results::sample::{Samples, FILES};
     use std::os::unix::fs::PermissionsExt;
     use std::process::Command;
 
@@ -147,22 +147,26 @@ mod tests {
             .join("lab")
             .join(SCRIPT);
         fs::copy(script, dir.path().join(SCRIPT)).unwrap();
-        let run = |kernel: &str| {
+        let run = |kernel: &str, cpus: &str| {
             let path = dir.path().join("linux");
             sh::write_whole(&path, kernel.as_bytes()).unwrap();
             fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
             let mut sh = Command::new("sh");
             let output = sh
-                .args([SCRIPT, "2", "2"])
+                .args([SCRIPT, "2", cpus])
                 .current_dir(dir.path())
                 .output()
                 .unwrap();
             let said = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
             (output.status.code(), said)
         };
-        let (status, said) = run("#!/bin/sh\necho Kernel panic\n");
+        let (status, said) = run("#!/bin/sh\necho Kernel panic\n", "2");
         assert_eq!(status, Some(7), "{said}");
         assert!(said.contains("Kernel panic"), "{said}");
+        for cpus in ["0", "many"] {
+            let (status, said) = run("#!/bin/sh\n", cpus);
+            assert!(status == Some(2) && said.starts_with("usage:"), "{said}");
+        }
         let mut kernel = "#!/bin/sh\necho '[0.0] Linux version 7.3.4 (a@b)'\n".to_owned();
         for what in ["trip", "switch", "drop"] {
             for (policy, ps) in [("refcount", 42500), ("handover", 7000), ("shootdown", 7001)] {
@@ -171,10 +175,11 @@ mod tests {
                 );
             }
         }
-        let (status, said) = run(&kernel);
+        let (status, said) = run(&kernel, "2");
         assert_eq!(status, Some(0), "{said}");
         assert!(said.contains("| 42.5 (42.5..42.5) "), "{said}");
         let file = said.lines().rfind(|line| line.ends_with(".json")).unwrap();
+        assert!(file.starts_with(FILES), "{file}");
         let text = fs::read_to_string(dir.path().join(file)).unwrap();
         let samples: Samples = serde_json::from_str(&text).unwrap();
         assert_eq!(

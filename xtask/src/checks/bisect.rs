@@ -12,7 +12,7 @@ use std::time::Duration;
 use anyhow::{ensure, Context, Result};
 use clap::Args;
 
-use crate::checks::guests::SUITES;
+use crate::checks::guests::{Variant, SUITES};
 use crate::guest::ktap;
 use crate::guest::machine::{Guest, Vm};
 use crate::host::arch::{self, Arch};
@@ -26,8 +26,6 @@ use crate::series::git;
 use crate::series::patch::{assemble, combined, Changes, Patch, Selection, Series};
 
 const OFF: &str = "plain";
-/// The variant with every check and KUnit.
-const TEST: &str = "test";
 /// The variant with the option on, where the tree offers it; with Rust alone where not.
 const ON: &str = "default";
 /// The symbol that tells whether the option is there.
@@ -185,7 +183,7 @@ fn alone(
     let lacks = |left_out: &[String], option: &str| left_out.iter().any(|l| l.starts_with(option));
     let suffix = Selection::default().suffix();
     let place = || (suffix.as_str(), tree.to_owned());
-    let mut build = shop.build_step(patches, place(), arch, TEST)?;
+    let mut build = shop.build_step(patches, place(), arch, Variant::TEST.name)?;
     let mut left_out = build.configure()?;
     let suites = !lacks(&left_out, KUNIT_OPTION);
     if lacks(&left_out, OPTION) {
