@@ -1070,12 +1070,17 @@ static void drop_waits_for_nobody(struct kunit *test)
 	}
 }
 
-/* Runs until it is told to go, and drops @mm then. */
+/*
+ * Runs until it is told to go, and drops @mm then. No other task comes between: it
+ * would take the lazy mm over from this one.
+ */
 static void run_fn(struct order *order)
 {
+	preempt_disable();
 	WRITE_ONCE(order->runs, true);
 	while (!READ_ONCE(order->go))
 		cpu_relax();
+	preempt_enable();
 	if (order->mm)
 		mmdrop(order->mm);
 }
