@@ -134,7 +134,8 @@ impl Variant {
         arches: &[],
         policies: &policy::ALL,
         suites: &SUITES,
-        append: "",
+        // An mm that was freed is no mm to whoever still looks at it.
+        append: "slab_debug=FZP,mm_struct",
         patience: 1,
         kexec: false,
         uefi: false,

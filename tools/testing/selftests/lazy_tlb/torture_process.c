@@ -8,12 +8,16 @@
 
 #include <dirent.h>
 #include <linux/io_uring.h>
+#include <linux/sched.h>
 #include <linux/userfaultfd.h>
 #include <signal.h>
 #include <sys/ioctl.h>
 #include <sys/prctl.h>
 #include <sys/ptrace.h>
 
+#ifndef SYS_clone3
+#define SYS_clone3	435
+#endif
 #ifndef SYS_io_uring_setup
 #define SYS_io_uring_setup	425
 #endif
@@ -103,6 +107,16 @@ void start_crowd(unsigned int *seed)
 {
 	crowd.anywhere = true;
 	lazy_crowd_start(&crowd, &storm.cpus, lazy_random(seed) % storm.cpus.nr);
+}
+
+static char *map_area(size_t size)
+{
+	char *area = mmap(NULL, size, PROT_READ | PROT_WRITE,
+			  MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	if (area == MAP_FAILED)
+		fail("mmap: %s", strerror(errno));
+	return area;
 }
 
 static atomic_bool mapper_stops;
@@ -198,6 +212,33 @@ static bool unit_vfork(unsigned int *seed)
 		fail("%s", strerror(errno));
 	reap_exited(pid, code);
 	count(EXECS, 1);
+	return true;
+}
+
+/* To nowhere goes what the kernel has to say, which it finds out late. */
+static bool fork_fails(unsigned long flags)
+{
+	struct clone_args args = {
+		.flags = flags | CLONE_PIDFD,
+		.pidfd = 1,
+		.exit_signal = SIGCHLD,
+	};
+
+	return syscall(SYS_clone3, &args, sizeof(args)) == -1 && errno == EFAULT;
+}
+
+static const char *lacks_clone3(void)
+{
+	return fork_fails(0) ? NULL : "no clone3(2)";
+}
+
+/* An mm ends that nobody has ever run with, or is given back. */
+static bool unit_fork_fails(unsigned int *seed)
+{
+	go_somewhere(seed);
+	if (!fork_fails(one_of(seed, 4) ? CLONE_VM : 0))
+		fail("it did not: %s", strerror(errno));
+	count(FAILED_FORKS, 1);
 	return true;
 }
 
@@ -557,6 +598,85 @@ static bool unit_proc_mem(unsigned int *seed)
 	return true;
 }
 
+/* Others look at a process, and move it, while it takes another mm and ends. */
+static bool unit_watch(unsigned int *seed)
+{
+	int code = 3 + lazy_random(seed) % 100, status, fd;
+	char path[64], text[256];
+	pid_t pid, ended;
+	cpu_set_t set;
+
+	go_somewhere(seed);
+	pid = spawn();
+	if (!pid)
+		lazy_exec_self(code);
+	snprintf(path, sizeof(path), "/proc/%d/sched", pid);
+	do {
+		CPU_ZERO(&set);
+		CPU_SET(storm.cpus.cpu[lazy_random(seed) % storm.cpus.nr], &set);
+		if (sched_setaffinity(pid, sizeof(set), &set))
+			fail("sched_setaffinity: %s", strerror(errno));
+		fd = open(path, O_RDONLY | O_CLOEXEC);
+		if (fd >= 0) {
+			while (read(fd, text, sizeof(text)) > 0)
+				count(LOOKS, 1);
+			close(fd);
+		}
+		ended = waitpid(pid, &status, WNOHANG);
+	} while (!ended);
+	if (ended != pid || !WIFEXITED(status) || WEXITSTATUS(status) != code)
+		fail("ended with %#x", status);
+	count(EXITS, 1);
+	count(EXECS, 1);
+	return true;
+}
+
+/* Page tables change on a CPU whose task has another mm. */
+static bool unit_poke(unsigned int *seed)
+{
+	size_t page = sysconf(_SC_PAGESIZE), size = 64 * page, i;
+	pthread_t mapper;
+	char path[64];
+	int fds[2], fd;
+	char *area;
+	pid_t pid;
+
+	area = map_area(size);
+	for (i = 0; i < size; i += page)
+		area[i] = 1;
+	make_pipe(fds);
+	go_somewhere(seed);
+	pid = spawn();
+	if (!pid) {
+		start_crowd(seed);
+		start_mapper(&mapper);
+		tell(fds[1]);
+		for (;;)
+			go_somewhere(seed);
+	}
+	close(fds[1]);
+	if (!await(fds[0]))
+		fail("a child has failed");
+	close(fds[0]);
+	snprintf(path, sizeof(path), "/proc/%d/mem", pid);
+	fd = open(path, O_RDWR | O_CLOEXEC);
+	if (fd < 0)
+		fail("%s: %s", path, strerror(errno));
+	/* Each page is still the parent's as well, and is copied now. */
+	for (i = 0; i < size; i += page) {
+		go_somewhere(seed);
+		if (pwrite(fd, "x", 1, (uintptr_t)area + i) != 1)
+			fail("%s: %s", path, strerror(errno));
+		count(POKES, 1);
+	}
+	if (kill(pid, SIGKILL))
+		fail("%s", strerror(errno));
+	reap_killed(pid);
+	close(fd);
+	munmap(area, size);
+	return true;
+}
+
 static int registration(int command)
 {
 	switch (command) {
@@ -651,16 +771,6 @@ static bool unit_io_uring(unsigned int *seed)
 		fail("ended with %#x", status);
 	count(RINGS, 1);
 	return true;
-}
-
-static char *map_area(size_t size)
-{
-	char *area = mmap(NULL, size, PROT_READ | PROT_WRITE,
-			  MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-
-	if (area == MAP_FAILED)
-		fail("mmap: %s", strerror(errno));
-	return area;
 }
 
 /* khugepaged and ksmd hold on to an mm, and may be the last to drop it. */
@@ -761,6 +871,7 @@ static bool unit_userfaultfd(unsigned int *seed)
 const struct ingredient process_ingredients[] = {
 	{ .name = "exec", .unit = unit_exec },
 	{ .name = "vfork", .unit = unit_vfork },
+	{ .name = "fork_fails", .unit = unit_fork_fails, .lacks = lacks_clone3 },
 	{ .name = "exit_unmap", .unit = unit_exit_unmap },
 	{ .name = "fork_bomb", .unit = unit_fork_bomb },
 	{ .name = "kill", .unit = unit_kill },
@@ -768,6 +879,8 @@ const struct ingredient process_ingredients[] = {
 	{ .name = "core", .unit = unit_core, .lacks = lacks_core },
 	{ .name = "ptrace", .unit = unit_ptrace, .lacks = lacks_ptrace },
 	{ .name = "proc_mem", .unit = unit_proc_mem, .lacks = lacks_proc_mem },
+	{ .name = "watch", .unit = unit_watch },
+	{ .name = "poke", .unit = unit_poke, .lacks = lacks_proc_mem },
 	{ .name = "membarrier_private", .unit = unit_membarrier, .lacks = lacks_membarrier,
 	  .command = MEMBARRIER_CMD_PRIVATE_EXPEDITED },
 	{ .name = "membarrier_global", .unit = unit_membarrier, .lacks = lacks_membarrier,
