@@ -2,7 +2,7 @@
 #
 #   make run                 set up, build, boot under every policy, print the table
 #   make test                set up, run every test on every architecture
-#   make test ARCH=s390      the same on one: x86_64, arm64, s390, powerpc (or powerpc-hash), riscv, um
+#   make test ARCH=s390      the same on one: x86_64, arm64, s390, powerpc (or powerpc-hash), riscv, um, arm, loongarch
 #   make test VARIANT=kasan  the guests only, kernels built otherwise: kasan, kcsan, rt, norust, off, or all
 #   make run LINUX=~/linux   the same on your own unpatched Linux 7.3.x tree
 #   make apply LINUX=~/linux put the series onto it; make unapply LINUX=~/linux takes it off again

@@ -1070,67 +1070,6 @@ static void drop_waits_for_nobody(struct kunit *test)
 	}
 }
 
-/*
- * Runs until it is told to go, and drops @mm then. No other task comes between: it
- * would take the lazy mm over from this one.
- */
-static void run_fn(struct order *order)
-{
-	preempt_disable();
-	WRITE_ONCE(order->runs, true);
-	while (!READ_ONCE(order->go))
-		cpu_relax();
-	preempt_enable();
-	if (order->mm)
-		mmdrop(order->mm);
-}
-
-/*
- * Who looks at another task's mm under its pi_lock may still see the one that it
- * is lazy on. The interrupt must not let that go meanwhile.
- */
-static void let_go_waits_for_pi_lock(struct kunit *test)
-{
-	struct mm_struct *mm = new_mm(test);
-	struct fixture *f = test->priv;
-	struct order lazy, dropper;
-	struct task_struct *task;
-	unsigned long flags;
-	unsigned long slot;
-	bool seen = false;
-	int i;
-
-	if (f->nr < 3)
-		kunit_skip(test, "needs three online CPUs");
-
-	set_policy(test, "shootdown");
-	make_lazy(f, 1, mm);
-	mmgrab(mm);
-	mmput(mm);
-	task = f->worker[1]->task;
-	start(f->worker[1], &lazy, run_fn, NULL);
-	start(f->worker[2], &dropper, run_fn, mm);
-	wait_for(READ_ONCE(lazy.runs) && READ_ONCE(dropper.runs));
-
-	raw_spin_lock_irqsave(&task->pi_lock, flags);
-	WRITE_ONCE(dropper.go, true);
-	for (i = 0; i < 200000 && !seen; i++) {
-		/* The interrupt has begun. */
-		seen = READ_ONCE(task->active_mm) == &init_mm;
-		udelay(5);
-	}
-	mdelay(10);
-	slot = raw_slot(f->cpu[1]);
-	raw_spin_unlock_irqrestore(&task->pi_lock, flags);
-
-	KUNIT_EXPECT_TRUE(test, seen);
-	KUNIT_EXPECT_EQ(test, slot, (unsigned long)mm | LAZY_TLB_SLOT_HANDED);
-	expect_let_go(test, f->cpu[1]);
-	WRITE_ONCE(lazy.go, true);
-	kthread_flush_work(&lazy.work);
-	kthread_flush_work(&dropper.work);
-}
-
 /* ---- all at once ------------------------------------------------------ */
 
 #define RACES	200
@@ -1292,7 +1231,6 @@ static struct kunit_case lazy_tlb_test_cases[] = {
 #ifdef CONFIG_X86
 	KUNIT_CASE(mm_at_the_same_address_is_another),
 #endif
-	KUNIT_CASE(let_go_waits_for_pi_lock),
 	KUNIT_CASE_PARAM(drop_against_return, policy_gen_params),
 	KUNIT_CASE_SLOW(policy_change_against_all),
 	KUNIT_CASE(policy_changes_are_counted),

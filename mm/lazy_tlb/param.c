@@ -6,11 +6,13 @@
  */
 #define pr_fmt(fmt) "lazy_tlb: " fmt
 
+#include <linux/cleanup.h>
 #include <linux/errno.h>
 #include <linux/init.h>
 #include <linux/jump_label.h>
 #include <linux/lazy_tlb.h>
 #include <linux/moduleparam.h>
+#include <linux/mutex.h>
 #include <linux/printk.h>
 #include <linux/string.h>
 #include <linux/sysfs.h>
@@ -22,14 +24,16 @@
  * Other CPUs may borrow, return and drop mms meanwhile: how a borrow is given
  * back depends on the slot, not on the policy.
  *
- * Context: Task, may sleep. One caller at a time.
+ * Context: Task, may sleep.
  * Return: 0, or -EINVAL if there is no such policy. Then nothing is changed.
  */
 int lazy_tlb_change_policy(const char *value)
 {
+	static DEFINE_MUTEX(changing);
 	char name[16];
 	int err;
 
+	guard(mutex)(&changing);
 	if (strscpy(name, value) < 0)
 		return -EINVAL;
 	/* What echo writes ends with a newline. */
@@ -59,7 +63,6 @@ static const struct kernel_param_ops lazy_tlb_param_ops = {
 	.get = lazy_tlb_param_get,
 };
 
-/* Changes are one at a time, by the lock of all parameters. */
 __core_param_cb(lazy_tlb, &lazy_tlb_param_ops, NULL, 0644);
 
 static int __init lazy_tlb_report(void)

@@ -34,18 +34,6 @@ bool lazy_tlb_let_go(struct mm_struct *mm)
 
 	current->active_mm = &init_mm;
 	arch_lazy_tlb_let_go(mm);
-
-	/*
-	 * The scheduler looks at p->mm of a task on another CPU with p->pi_lock
-	 * held, mm_update_cpus_allowed() for one. If current has just given up
-	 * its mm, such a look may not have ended, and our borrow is what keeps
-	 * the mm until then. A task that is switched to later has none to look at.
-	 */
-	if (!is_idle_task(current)) {
-		raw_spin_lock(&current->pi_lock);
-		raw_spin_unlock(&current->pi_lock);
-	}
-
 	mm = lazy_tlb_return(mm);
 	if (mm)
 		lazy_tlb_put_async(mm);

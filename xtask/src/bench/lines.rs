@@ -51,7 +51,7 @@ pub struct Options {
         long,
         value_delimiter = ',',
         value_name = "NAME[,NAME]",
-        default_value = "refcount,shootdown"
+        default_value = "refcount,handover,shootdown"
     )]
     pub policy: Vec<String>,
     /// How often it is booted, each time with another seed.

@@ -8,7 +8,7 @@
  * Whatever takes the page tables from current->active_mm, or changes those in
  * TTBR0, does it with interrupts disabled from the read to the last use, so that
  * the interrupt that makes a CPU let go comes before or after: cpu_suspend(),
- * update_sections_early(), vmalloc_fault(), efi_virtmap_unload().
+ * update_sections_early(), vmalloc_fault(), efi_virtmap_load(), efi_virtmap_unload().
  * unmap_area_sections() does not, but is for one CPU, which nobody nudges.
  * __flush_dcache_aliases() only compares active_mm.
  */
