@@ -32,6 +32,7 @@ use crate::host::arch::{self, Arch, Kind};
 use crate::host::failure::{fail, Exit};
 use crate::host::policy;
 use crate::host::sh;
+use crate::host::spent;
 use crate::kernel::workshop::{Project, Workshop};
 use crate::results::case::{Case, Recorder};
 
@@ -253,6 +254,7 @@ pub fn run(project: &Project, options: &Options) -> Result<Exit> {
     if let Some(path) = &options.json {
         recorder.write_json(path)?;
     }
+    println!("\n{}", spent::shown());
     Ok(recorder.finish())
 }
 

@@ -17,6 +17,7 @@ use crate::host::arch::{Arch, Firmware};
 use crate::host::cache::Cache;
 use crate::host::failure::{fail, Exit};
 use crate::host::sh;
+use crate::host::spent;
 use crate::kernel::workshop::Project;
 
 /// A guest that prints nothing for this long hangs. A lockdep kernel under emulation, with builds
@@ -245,7 +246,7 @@ impl<'a> Guest<'a> {
                 let _ = rustix::process::kill_process_group(pid, rustix::process::Signal::KILL);
             }
         }
-        let status = child.wait()?;
+        let status = spent::wait(&mut child, &qemu)?;
         let complaint = complaint.join().unwrap_or_default();
         if end == End::Exited && !status.success() && console.is_empty() {
             return Err(fail(

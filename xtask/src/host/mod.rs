@@ -8,4 +8,5 @@ pub mod failure;
 pub mod install;
 pub mod policy;
 pub mod sh;
+pub mod spent;
 pub mod tools;

@@ -11,6 +11,7 @@ use anyhow::{Context, Result};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
 use crate::host::failure::{fail, Exit, DISK_REMEDY};
+use crate::host::spent;
 
 /// How many lines of a log an error shows.
 const TAIL_LINES: usize = 30;
@@ -193,7 +194,7 @@ pub fn logged(
         on_line(String::from_utf8_lossy(&line).trim_end());
         line.clear();
     }
-    let status = child.wait()?;
+    let status = spent::wait(&mut child, command)?;
     drop(file);
     if status.success() {
         return Ok(());
