@@ -26,11 +26,12 @@ measure() {
 }
 
 file=lazy-tlb-$(date +%s).txt
-measure >"$file"
+measure >"$file.part"
 # perf ends with the counters where nothing went wrong, and else says why itself.
-tail -n 1 "$file" | grep -q 'lazy-tlb-perf: vmstat' || {
-	echo "error: perf did not come to its end" >&2
-	sed -n 's/^lazy-tlb-perf: /  /p' "$file" | tail -n 5 >&2
+tail -n 1 "$file.part" | grep -q 'lazy-tlb-perf: vmstat' || {
+	echo "error: perf did not come to its end; what there is is in $file.part" >&2
+	sed -n 's/^lazy-tlb-perf: /  /p' "$file.part" | tail -n 5 >&2
 	exit 1
 }
+mv "$file.part" "$file" || exit 1
 echo "$file"

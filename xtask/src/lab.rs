@@ -328,8 +328,8 @@ mod tests {
         }
     }
 
-    /// What the script writes, and how it ends, where perf prints this.
-    fn script(perf: &str) -> (Option<i32>, String) {
+    /// How the script ends where perf prints this, what it writes or says, and the name of its file.
+    fn script(perf: &str) -> (Option<i32>, String, String) {
         let dir = tempfile::tempdir().unwrap();
         let put = |name: &str, text: &str| {
             let path = dir.path().join(name);
@@ -353,7 +353,12 @@ mod tests {
         let said = [output.stdout, output.stderr].concat();
         let said = String::from_utf8(said).unwrap();
         let text = fs::read_to_string(dir.path().join(said.trim())).unwrap_or(said);
-        (output.status.code(), text)
+        let names = fs::read_dir(dir.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name());
+        let mut names = names.map(|name| name.into_string().unwrap());
+        let name = names.find(|name| name.starts_with("lazy-tlb-")).unwrap();
+        (output.status.code(), text, name)
     }
 
     #[test]
@@ -362,18 +367,24 @@ mod tests {
             format!("repeat 1 policy {policy} mode threads cpus 4 trips_per_sec 10000\n")
         };
         let perf = ["refcount", "handover", "shootdown"].map(repeat).concat();
-        let (status, text) = script(&(perf.clone() + "vmstat lazy_tlb_nudged 3\n"));
+        let (status, text, name) = script(&(perf.clone() + "vmstat lazy_tlb_nudged 3\n"));
         assert_eq!(status, Some(0), "{text}");
+        assert!(name.ends_with(".txt"), "{name}");
         let samples = read(&text).unwrap();
         assert_eq!((samples.samples.len(), samples.bench()), (3, "perf"));
         assert_eq!(samples.machine.cpu_model, "Some CPU");
         let one = text.replace("policy handover", "policy refcount");
         assert!(read(&one).is_err());
-        let (status, said) = script(&(perf + "Hint: be root\n"));
+        let (status, said, name) = script(&(perf + "Hint: be root\n"));
         assert_eq!(status, Some(1));
         assert!(
             said.contains("did not come to its end") && said.contains("be root"),
             "{said}"
+        );
+        // `lazy-tlb-*.txt` does not find it.
+        assert!(
+            name.ends_with(".part") && said.contains(&name),
+            "{name}: {said}"
         );
     }
 }

@@ -363,11 +363,9 @@ fn run(cli: Cli) -> Result<Exit> {
         Command::Report => report::page::run(&project.repo)?,
         Command::Series { out } => {
             let (base, series) = (project.base()?, project.series()?);
-            for thread in series::mail::export(&project.cache, &base, &series, &out)? {
-                for mail in thread.cover.iter().chain(&thread.patches) {
-                    println!("{}", mail.display());
-                }
-                println!("{}", series::mail::recipients(&base, &thread)?.display());
+            series::mail::write(&project.cache, &base, &series, &out)?;
+            for file in series::git::files_of(&out)? {
+                println!("{}", out.join(file).display());
             }
         }
         Command::Tidy => {

@@ -36,7 +36,7 @@ pub fn cases(project: &Project, shop: &Workshop<'_>) -> Result<Vec<Case>> {
         let name = thread.dir.file_name().unwrap_or_default().to_string_lossy();
         cases.push(Case::of(
             format!("series/recipients of {name}"),
-            mail::recipients(&shop.base, thread).map(|_| ()),
+            mail::recipients(&shop.base, thread),
         ));
     }
 

@@ -26,6 +26,8 @@ const EPOCH: u64 = 1_767_225_600;
 pub const STEPPED: &str = "-bisect";
 
 const BRANCH: &str = "lazy-tlb";
+/// What a tree's git configuration calls the digest of the series that it has.
+pub const NOTE: &str = "lazy-tlb.series";
 
 /// Brings the cache's patched tree up to date and returns where it is.
 ///
@@ -102,6 +104,46 @@ pub fn update(path: &Path, content: Option<&Content>) -> Result<()> {
             fs::remove_file(path).with_context(|| format!("removing {}", path.display()))
         }
         _ => Ok(()),
+    }
+}
+
+/// Makes all files what they should be; if one cannot be, they are again as they were.
+pub fn update_all(top: &Path, changes: &Changes) -> Result<()> {
+    let put = |path: &Path, content: Option<&Content>| {
+        update(&top.join(path), content)?;
+        if content.is_none() {
+            remove_empty_parents(top, path);
+        }
+        Ok(())
+    };
+    let read = |path: &PathBuf| Ok((path.clone(), Content::read(&top.join(path))?));
+    let before = changes.keys().map(read).collect::<Result<Changes>>()?;
+    let mut all = changes.iter();
+    let done = all.try_for_each(|(path, content)| put(path, content.as_ref()));
+    done.map_err(|error: anyhow::Error| {
+        // What goes away makes room for the others.
+        let (new, old): (Vec<_>, Vec<_>) = before.iter().partition(|(_, old)| old.is_none());
+        let all = new.into_iter().chain(old);
+        let lost = all.filter(|(path, old)| put(path, old.as_ref()).is_err());
+        let lost: Vec<_> = lost.map(|(path, _)| path.to_string_lossy()).collect();
+        error.context(match lost.is_empty() {
+            true => "every file is again as it was".to_owned(),
+            false => format!("bring these back by hand: {}", lost.join(", ")),
+        })
+    })
+}
+
+/// Folders that only held files of ours go with them.
+fn remove_empty_parents(top: &Path, path: &Path) {
+    for dir in path
+        .ancestors()
+        .skip(1)
+        .filter(|dir| !dir.as_os_str().is_empty())
+    {
+        // Fails, as it should, where something is left in it.
+        if fs::remove_dir(top.join(dir)).is_err() {
+            return;
+        }
     }
 }
 
@@ -233,42 +275,61 @@ pub fn export(
     out: &Path,
     checkout: Checkout,
 ) -> Result<()> {
-    must_be_new(out)?;
-    let patches = series.select(selection)?;
-    println!(
-        "putting {} patches on Linux {}",
-        patches.len(),
-        base.version
-    );
-    let commits = Commits::make(cache, base, series, &[patches])?;
+    whole_folder(out, |part| {
+        let patches = series.select(selection)?;
+        println!(
+            "putting {} patches on Linux {}",
+            patches.len(),
+            base.version
+        );
+        let whole = patches.len() == series.patches.len();
+        let commits = Commits::make(cache, base, series, &[patches])?;
+        let mut clone = sh::git(Path::new("."));
+        clone.args(["clone", "--quiet", "--local", "--no-tags", "--no-checkout"]);
+        clone.args(["-c", "gc.auto=0", "--branch", BRANCH]);
+        clone.arg(&commits.repository).arg(part);
+        sh::announce(&clone);
+        sh::capture(&mut clone)?;
+        let git = |args: &[&str]| sh::capture(sh::git(part).args(args));
+        git(&["remote", "remove", "origin"])?;
+        if whole {
+            note(part, series)?;
+        }
+        git(&["tag", "base", &commits.base])?;
+        if let Checkout::Touched = checkout {
+            let changed = series
+                .patches
+                .iter()
+                .flat_map(|p| p.touches().into_iter().chain(p.entry.adds.clone()));
+            let patterns: Vec<String> =
+                changed.map(|path| format!("/{}", path.display())).collect();
+            let mut sparse = vec!["sparse-checkout", "set", "--no-cone", "--"];
+            sparse.extend(patterns.iter().map(String::as_str));
+            git(&sparse)?;
+        }
+        git(&["checkout", "--quiet", BRANCH])?;
+        Ok(())
+    })
+}
 
-    // Made under another name, so that an interrupted run leaves no half tree at `out`.
-    let mut part = out.as_os_str().to_owned();
+/// Has a tree remember what the series is like that it has the whole of.
+pub fn note(tree: &Path, series: &Series) -> Result<()> {
+    let mut git = sh::git(tree);
+    sh::capture(git.args(["config", NOTE, &series.digest()?]))?;
+    Ok(())
+}
+
+/// Makes a folder under another name, so that a run that fails leaves no half of it at `out`.
+pub fn whole_folder(out: &Path, make: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    must_be_new(out)?;
+    // Without a slash at the end.
+    let mut part = out.components().as_path().as_os_str().to_owned();
     part.push(".part");
     let part = PathBuf::from(part);
     if part.exists() {
         fs::remove_dir_all(&part).with_context(|| format!("removing {}", part.display()))?;
     }
-    let mut clone = sh::git(Path::new("."));
-    clone.args(["clone", "--quiet", "--local", "--no-tags", "--no-checkout"]);
-    clone.args(["-c", "gc.auto=0", "--branch", BRANCH]);
-    clone.arg(&commits.repository).arg(&part);
-    sh::announce(&clone);
-    sh::capture(&mut clone)?;
-    let git = |args: &[&str]| sh::capture(sh::git(&part).args(args));
-    git(&["remote", "remove", "origin"])?;
-    git(&["tag", "base", &commits.base])?;
-    if let Checkout::Touched = checkout {
-        let changed = series
-            .patches
-            .iter()
-            .flat_map(|p| p.touches().into_iter().chain(p.entry.adds.clone()));
-        let patterns: Vec<String> = changed.map(|path| format!("/{}", path.display())).collect();
-        let mut sparse = vec!["sparse-checkout", "set", "--no-cone", "--"];
-        sparse.extend(patterns.iter().map(String::as_str));
-        git(&sparse)?;
-    }
-    git(&["checkout", "--quiet", BRANCH])?;
+    make(&part)?;
     if out.exists() {
         fs::remove_dir(out)?;
     }
@@ -276,7 +337,7 @@ pub fn export(
 }
 
 /// An error if something is there that could be lost.
-pub fn must_be_new(out: &Path) -> Result<()> {
+fn must_be_new(out: &Path) -> Result<()> {
     if out.exists() && fs::read_dir(out).map_or(true, |mut dir| dir.next().is_some()) {
         return Err(fail(
             Exit::Usage,

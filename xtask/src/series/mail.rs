@@ -33,9 +33,18 @@ pub fn patches(threads: &[Thread]) -> Vec<&PathBuf> {
     threads.iter().flat_map(|thread| &thread.patches).collect()
 }
 
-/// Writes the mails into `out`; if there are several threads, into a folder each.
+/// Writes the mails, and whom they are for, into `out`, which is there once all is in it.
+pub fn write(cache: &Cache, base: &Base, series: &Series, out: &Path) -> Result<()> {
+    git::whole_folder(out, |part| {
+        let threads = export(cache, base, series, part)?;
+        threads
+            .iter()
+            .try_for_each(|thread| recipients(base, thread))
+    })
+}
+
+/// Writes the mails into `out`, which is new; if there are several threads, into a folder each.
 pub fn export(cache: &Cache, base: &Base, series: &Series, out: &Path) -> Result<Vec<Thread>> {
-    git::must_be_new(out)?;
     // Each on what it needs and no more, so that its mails say so.
     let (parts, mut end) = (series.parts(), 0);
     let mut lists = Vec::new();
@@ -158,7 +167,7 @@ fn cover(path: &Path) -> Result<String> {
 
 /// Writes whom a thread is for into `recipients` beside it, as headers: who maintains what it
 /// touches is asked, reviewers, lists, and those whom the cover letter names get a copy.
-pub fn recipients(base: &Base, thread: &Thread) -> Result<PathBuf> {
+pub fn recipients(base: &Base, thread: &Thread) -> Result<()> {
     let mut perl = Command::new("perl");
     perl.current_dir(&base.dir)
         .args([GET_MAINTAINER, "--roles", "--norolestats"])
@@ -175,12 +184,10 @@ pub fn recipients(base: &Base, thread: &Thread) -> Result<PathBuf> {
         return Err(fail(
             Exit::Internal,
             format!("{GET_MAINTAINER} names nobody"),
-            "run it on the mails by hand",
+            format!("run it by hand on the mails in {}", thread.dir.display()),
         ));
     }
-    let path = thread.dir.join("recipients");
-    sh::write_whole(&path, headers.as_bytes())?;
-    Ok(path)
+    sh::write_whole(&thread.dir.join("recipients"), headers.as_bytes())
 }
 
 /// From lines like `A Name <a@b> (maintainer:AREA)`, each address once.
@@ -249,11 +256,31 @@ mod tests {
         let out = dir.path().join("mails");
         let series = Series::load(&repo).unwrap();
         let threads = export(&cache, &base, &series, &out);
-        assert!(
-            export(&cache, &base, &series, &out).is_err(),
-            "not into a full folder"
-        );
         (dir, threads)
+    }
+
+    #[test]
+    fn mails_are_there_once_it_is_known_whom_they_are_for() {
+        let (dir, base, repo) = fixture();
+        let cache = Cache::at(dir.path().join("cache")).unwrap();
+        let series = Series::load(&repo).unwrap();
+        let out = dir.path().join("mails/");
+        let run = |said: &str| {
+            fs::write(base.join(GET_MAINTAINER), format!("print '{said}';")).unwrap();
+            write(&cache, &git::tests::base_at(&base), &series, &out)
+        };
+        let error = run("").unwrap_err().to_string();
+        assert!(
+            error.contains("names nobody") && error.contains("mails.part"),
+            "{error}"
+        );
+        assert!(!out.exists());
+        run("A <a@x> (maintainer:MM)").unwrap();
+        assert!(out.join("0003-fork-third.patch").exists());
+        let recipients = fs::read_to_string(out.join("recipients")).unwrap();
+        assert_eq!(recipients, "To: A <a@x>\n");
+        assert!(run("").is_err(), "not into a full folder");
+        assert!(out.join("recipients").exists());
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
+use crate::host::cache::digest;
 use crate::host::failure::{fail, Exit};
 pub use crate::series::hunks::{
     assemble, changed, combined, explain, on_top, symbols_of, Changes, Content, Entry, Patch, Step,
@@ -225,6 +226,25 @@ impl Series {
             .iter()
             .flat_map(|patch| symbols_of(&patch.diff))
             .collect()
+    }
+
+    /// Every file of this repository that `import` writes.
+    pub fn files(&self) -> BTreeSet<PathBuf> {
+        let added = self.added().into_iter().map(Path::to_owned);
+        let patches = self.patches.iter().map(Patch::path);
+        added.chain(patches).chain([LIST.into()]).collect()
+    }
+
+    /// A short name for what these files hold.
+    pub fn digest(&self) -> Result<String> {
+        let mut parts = Vec::new();
+        for path in self.files() {
+            let content = Content::read(&self.repo.join(&path))?;
+            parts.push(path.into_os_string().into_encoded_bytes());
+            parts.extend(content.map(|content| content.bytes));
+        }
+        let parts: Vec<&[u8]> = parts.iter().map(Vec::as_slice).collect();
+        Ok(digest(&parts))
     }
 
     /// Every file of this repository that belongs into the kernel.

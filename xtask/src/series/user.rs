@@ -1,12 +1,11 @@
 //! `apply`: the series in a person's own tree.
 
-use std::fs;
 use std::path::Path;
 
 use anyhow::Result;
 
 use crate::host::failure::{fail, Exit};
-use crate::series::git::update;
+use crate::series::git::update_all;
 use crate::series::patch::{assemble, combined, Content, Selection, Series};
 
 /// Applies the series to a person's own tree, or takes it off; nothing is written unless it fits.
@@ -40,12 +39,7 @@ pub fn apply(series: &Series, linux: &Path, reverse: bool) -> Result<()> {
         }
     }
     let changes = combined(assemble(linux, &series.repo, &patches, reverse)?);
-    for (path, content) in &changes {
-        update(&linux.join(path), content.as_ref())?;
-        if content.is_none() {
-            remove_empty_parents(linux, path);
-        }
-    }
+    update_all(linux, &changes)?;
     let verb = if reverse { "took off" } else { "applied" };
     println!(
         "{verb} {} patches, {} files in {}",
@@ -56,26 +50,13 @@ pub fn apply(series: &Series, linux: &Path, reverse: bool) -> Result<()> {
     Ok(())
 }
 
-/// Folders that only held files of ours go with them.
-fn remove_empty_parents(top: &Path, path: &Path) {
-    for dir in path
-        .ancestors()
-        .skip(1)
-        .filter(|dir| !dir.as_os_str().is_empty())
-    {
-        // Fails, as it should, where something is left in it.
-        if fs::remove_dir(top.join(dir)).is_err() {
-            return;
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::host::failure::classify;
     use crate::series::git::snapshot;
     use crate::series::patch::tests::fixture;
+    use std::fs;
     use std::os::unix::fs::PermissionsExt;
 
     #[test]
@@ -104,6 +85,21 @@ mod tests {
         let (exit, _) = classify(apply(&Series::load(&repo).unwrap(), &base, false).unwrap_err());
         assert_eq!(exit, Exit::Patch);
         assert_eq!(snapshot(&base).unwrap(), before);
+    }
+
+    #[test]
+    fn apply_takes_back_what_it_wrote_where_a_file_cannot_be_written() {
+        let (_dir, base, repo) = fixture();
+        // Where a folder is to be, after two files that can be written.
+        fs::write(base.join("mm/lazy_tlb"), "").unwrap();
+        let before = snapshot(&base).unwrap();
+        let error = apply(&Series::load(&repo).unwrap(), &base, false).unwrap_err();
+        assert_eq!(snapshot(&base).unwrap(), before);
+        let error = format!("{error:#}");
+        assert!(
+            error.contains("as it was: ") && error.contains("mm/lazy_tlb"),
+            "{error}"
+        );
     }
 
     #[test]
