@@ -9,6 +9,7 @@ use crate::guest::console::Report;
 use crate::guest::initramfs::{self, GuestFile};
 use crate::guest::ktap;
 use crate::guest::machine::{self, Guest, Vm};
+use crate::host::apt;
 use crate::host::arch::{self, Arch, Firmware, Kind};
 use crate::host::failure::{fail, Exit};
 use crate::host::policy;
@@ -158,21 +159,22 @@ impl Variant {
         self.kexec && arch.name == "x86_64"
     }
 
-    /// What starts a guest, where it is not the emulator's own firmware.
-    pub fn firmware(&self, arch: &'static Arch, policy: &str) -> Result<Option<&'static Firmware>> {
+    /// What starts a guest, where it is not the emulator's own firmware. It is installed if it is missing.
+    pub fn firmware(
+        &self,
+        project: &Project,
+        arch: &'static Arch,
+        policy: &str,
+    ) -> Result<Option<&'static Firmware>> {
         // With the others, suspend to RAM and kexec are without it.
         let firmware = match &arch.uefi {
             Some(firmware) if self.uefi && policy == policy::DEFAULT => firmware,
             _ => return Ok(None),
         };
-        match Path::new(firmware.file).exists() {
-            true => Ok(Some(firmware)),
-            false => Err(fail(
-                Exit::Environment,
-                format!("no {}, which starts this guest", firmware.file),
-                format!("install {}", firmware.package),
-            )),
+        if !Path::new(firmware.file).exists() {
+            apt::install(&[firmware.package.into()], &project.cache.dir("log")?)?;
         }
+        Ok(Some(firmware))
     }
 
     /// What a guest's cases, log and stage are named by; the usual variant is not worth a word.

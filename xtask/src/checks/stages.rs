@@ -322,7 +322,7 @@ impl Work<'_> {
     fn guest(&self, kind: &'static Kind, built: &Built, policy: &'static str) -> Result<Vec<Case>> {
         let Work { project, plan, .. } = self;
         let guest = TestGuest::new(project, self.shop, kind, built)?;
-        let firmware = built.variant.firmware(kind.arch(), policy)?;
+        let firmware = built.variant.firmware(project, kind.arch(), policy)?;
         let guest = TestGuest {
             seconds: plan.options.seconds,
             firmware,
