@@ -1070,6 +1070,44 @@ static void drop_waits_for_nobody(struct kunit *test)
 	}
 }
 
+/* Gives up its mm when it is told to. */
+static void unuse_later_fn(struct order *order)
+{
+	WRITE_ONCE(order->runs, true);
+	while (!READ_ONCE(order->go))
+		cpu_relax();
+	kthread_unuse_mm(order->mm);
+}
+
+/* Who holds the pi_lock of another task may use its mm: it is not given up meanwhile. */
+static void mm_is_given_up_under_pi_lock(struct kunit *test)
+{
+	struct mm_struct *mm = new_mm(test), *before, *after;
+	struct fixture *f = test->priv;
+	struct task_struct *task;
+	struct order order;
+	unsigned long flags;
+
+	command(f->worker[1], use_fn, mm);
+	task = f->worker[1]->task;
+	start(f->worker[1], &order, unuse_later_fn, mm);
+	wait_for(READ_ONCE(order.runs));
+
+	raw_spin_lock_irqsave(&task->pi_lock, flags);
+	before = READ_ONCE(task->mm);
+	WRITE_ONCE(order.go, true);
+	mdelay(10);
+	after = READ_ONCE(task->mm);
+	raw_spin_unlock_irqrestore(&task->pi_lock, flags);
+	kthread_flush_work(&order.work);
+
+	KUNIT_EXPECT_PTR_EQ(test, before, mm);
+	KUNIT_EXPECT_PTR_EQ(test, after, mm);
+	KUNIT_EXPECT_NULL(test, READ_ONCE(task->mm));
+	make_lazy(f, 1, f->park);
+	mmput(mm);
+}
+
 /* ---- all at once ------------------------------------------------------ */
 
 #define RACES	200
@@ -1231,6 +1269,7 @@ static struct kunit_case lazy_tlb_test_cases[] = {
 #ifdef CONFIG_X86
 	KUNIT_CASE(mm_at_the_same_address_is_another),
 #endif
+	KUNIT_CASE(mm_is_given_up_under_pi_lock),
 	KUNIT_CASE_PARAM(drop_against_return, policy_gen_params),
 	KUNIT_CASE_SLOW(policy_change_against_all),
 	KUNIT_CASE(policy_changes_are_counted),
