@@ -142,6 +142,14 @@ enum Command {
         #[command(flatten)]
         options: distro::Options,
     },
+    /// Runs programs of system calls around the lifetime of mms, made from seeds, in a guest.
+    #[command(
+        after_help = "Example: cargo xtask fuzz --arch s390 --policy handover --seconds 600 --minimise"
+    )]
+    Fuzz {
+        #[command(flatten)]
+        options: checks::fuzz::Options,
+    },
     /// Checks that take longer, or are for one thing, and are not part of `test` as they are.
     #[command(after_help = "Example: cargo xtask check mutants --list")]
     Check {
@@ -374,6 +382,7 @@ fn run(cli: Cli) -> Result<Exit> {
             return Ok(recorder.finish());
         }
         Command::Distro { options } => return distro::run(&project, &options),
+        Command::Fuzz { options } => return checks::fuzz::run(&project, &options),
     }
     Ok(Exit::Ok)
 }

@@ -207,7 +207,7 @@ pub struct Built {
     pub image: PathBuf,
     /// kbuild's `O=`.
     pub out: PathBuf,
-    initramfs: PathBuf,
+    pub initramfs: PathBuf,
 }
 
 impl Built {
@@ -242,6 +242,8 @@ pub struct TestGuest<'a> {
     pub program: u64,
     /// What starts it, if not the emulator's own firmware.
     pub firmware: Option<&'static Firmware>,
+    /// How long it may be silent, if not for as long as its tests take.
+    pub silence: Option<Duration>,
     /// Whether KUnit runs, which goes through all policies by itself.
     pub kunit: bool,
 }
@@ -261,6 +263,7 @@ impl<'a> TestGuest<'a> {
             seconds: SECONDS,
             program: PROGRAM_TIMEOUT * u64::from(built.variant.patience),
             firmware: None,
+            silence: None,
             kunit: true,
         })
     }
@@ -320,10 +323,11 @@ impl<'a> TestGuest<'a> {
         let policy = known.then(|| format!("lazy_tlb={policy}"));
         let words = [policy.as_deref().unwrap_or_default(), self.kind.append];
         let append = [&words[..], &[append, variant.append]].concat().join(" ");
+        let silence = Duration::from_secs(self.program + SILENCE_MORE) + 3 * longer;
         Guest {
             append: &append,
             timeout: TEST_TIMEOUT * variant.patience + 10 * longer,
-            silence: Duration::from_secs(self.program + SILENCE_MORE) + 3 * longer,
+            silence: self.silence.unwrap_or(silence),
             firmware: self.firmware,
             ..self.vm.guest(initramfs, log)
         }
@@ -420,6 +424,13 @@ const PAGE_TABLES: &str = "page_tables";
 /// What has become less if some is lost, unlike the others.
 const MEMORY: &str = "memory";
 
+/// What may be left over, and the case about it.
+pub const LEFT_OVER: [(&str, &str); 3] = [
+    ("mms", "no mm is left over"),
+    (PAGE_TABLES, "no page table is left over"),
+    (MEMORY, "no memory is lost"),
+];
+
 /// Whether what mms are made of has become more, where the guest can tell.
 fn left_over(report: &Report) -> Vec<Case> {
     let values = report.values("lazy-tlb-guest");
@@ -437,12 +448,7 @@ fn left_over(report: &Report) -> Vec<Case> {
             ..Case::when(enough, name, "")
         })
     };
-    let kinds = [
-        ("mms", "no mm is left over"),
-        (PAGE_TABLES, "no page table is left over"),
-        (MEMORY, "no memory is lost"),
-    ];
-    let mut cases = kinds.map(|(key, name)| case(key, name).unwrap_or(Case::skipped(name)));
+    let mut cases = LEFT_OVER.map(|(key, name)| case(key, name).unwrap_or(Case::skipped(name)));
     // So that a file of results has it.
     cases[0].detail = format!("{} mms ended\n{}", ended(report), cases[0].detail);
     cases.into()
@@ -528,6 +534,9 @@ fn test_initramfs(
             "the selftests' Makefile built no program",
             "look at TEST_GEN_PROGS in tools/testing/selftests/lazy_tlb/Makefile",
         ));
+    }
+    if build.arch.name == "x86_64" && build.variant == Variant::TEST.name {
+        files.extend(project.fuzz_files(build.arch, &project.corpus()?)?);
     }
     if let Some(kernel) = kernel {
         let alive = project.initramfs(build.arch, "alive")?;

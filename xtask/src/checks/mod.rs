@@ -3,6 +3,7 @@
 pub mod bisect;
 pub mod drift;
 pub mod fences;
+pub mod fuzz;
 pub mod guests;
 pub mod lines;
 pub mod lint;

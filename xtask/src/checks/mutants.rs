@@ -141,15 +141,26 @@ pub fn load(repo: &Path) -> Result<Vec<Mutant>> {
     paths.iter().map(parse).collect()
 }
 
+/// The one of that name.
+pub fn find(repo: &Path, name: &str) -> Result<Mutant> {
+    let all = load(repo)?;
+    let known = all.into_iter().find(|mutant| mutant.name == name);
+    known.ok_or_else(|| unknown(name))
+}
+
+fn unknown(name: &str) -> anyhow::Error {
+    fail(
+        Exit::Usage,
+        format!("there is no mutant {name}"),
+        "see `cargo xtask check mutants --list`",
+    )
+}
+
 /// Those that are meant, of which there must be some.
 fn select(mutants: Vec<Mutant>, arch: &str, only: &[String]) -> Result<Vec<Mutant>> {
     let known = |name: &&String| mutants.iter().any(|mutant| mutant.name == **name);
-    if let Some(unknown) = only.iter().find(|name| !known(name)) {
-        return Err(fail(
-            Exit::Usage,
-            format!("there is no mutant {unknown}"),
-            "see `cargo xtask check mutants --list`",
-        ));
+    if let Some(name) = only.iter().find(|name| !known(name)) {
+        return Err(unknown(name));
     }
     let kinds = match arch {
         LITMUS => Vec::new(),

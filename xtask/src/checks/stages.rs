@@ -51,6 +51,9 @@ const HOST_STAGES: [(&str, HostStage); 5] = [
 const KERNEL_STAGES: [&str; 5] = [GUESTS, "refused", "off", "run", "bench"];
 const GUESTS: &str = "guests";
 
+/// What has a guest run programs made from a seed, for so many seconds, after those that are kept, for one each.
+const FUZZ: &str = "LAZY_TLB_FUZZ=60 LAZY_TLB_FUZZ_EACH=1";
+
 #[derive(Args)]
 pub struct Options {
     /// x86_64, arm64, s390, powerpc, riscv, arm, loongarch, um, a guest such as powerpc-hash, or all.
@@ -337,9 +340,14 @@ impl Work<'_> {
             _ => {
                 let kexecs = policy == policy::HANDOVER && built.variant.kexecs(kind.arch());
                 let kexec = if kexecs { "LAZY_TLB_KEXEC=1" } else { "" };
+                // One guest is enough: what it does is random, and so is the policy then.
+                let fuzz = match kind.name == "x86_64" && policy == policy::DEFAULT {
+                    true => FUZZ,
+                    false => "",
+                };
                 let ran = guest.run(
                     policy,
-                    &format!("{} {kexec}", plan.options.append.words),
+                    &format!("{} {kexec} {fuzz}", plan.options.append.words),
                     &log,
                 );
                 ran.map(|(report, mut cases)| {

@@ -121,6 +121,28 @@ impl Project {
         self.initramfs_with(arch, workload, Vec::new(), &dir)
     }
 
+    /// The fuzzer as a test, with programs to begin with, each a name and a text.
+    pub fn fuzz_files(&self, arch: &Arch, programs: &[(String, String)]) -> Result<Vec<GuestFile>> {
+        let mut files = vec![GuestFile::program("tests/fuzz", &self.fuzzer(arch)?)?];
+        files.extend(programs.iter().map(|(name, text)| GuestFile {
+            path: format!("fuzz/{name}"),
+            bytes: text.clone().into(),
+        }));
+        Ok(files)
+    }
+
+    /// The programs that are kept, by name.
+    pub fn corpus(&self) -> Result<Vec<(String, String)>> {
+        let mut programs = Vec::new();
+        let entries = fs::read_dir(self.repo.join("guest/fuzz"));
+        for entry in entries.into_iter().flatten().flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            programs.push((name, fs::read_to_string(entry.path())?));
+        }
+        programs.sort();
+        Ok(programs)
+    }
+
     /// The same with files, in a folder that is the caller's.
     pub fn initramfs_with(
         &self,

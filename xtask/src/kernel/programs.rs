@@ -17,6 +17,9 @@ use crate::kernel::workshop::{Project, Workshop};
 /// What the first process has in common with the selftests.
 const HELPERS: &str = "tools/testing/selftests/lazy_tlb/lazy_tlb.h";
 
+/// The file in `guest/` that is a program of its own.
+const FUZZER: &str = "fuzz.c";
+
 /// Nothing that `perf bench sched` needs, and perf then runs on any machine of the architecture.
 const PERF: [&str; 14] = [
     "LDFLAGS=-static",
@@ -57,10 +60,25 @@ pub fn perf(tree: &Path, arch: &Arch, out: &Path) -> Result<PathBuf> {
 }
 
 impl Project {
-    /// Compiles `guest/` as one static program, the first process of every guest, if it has changed.
+    /// The first process of every guest.
     pub fn init(&self, arch: &Arch) -> Result<PathBuf> {
+        self.guest_program(arch, "init", |name| name != FUZZER)
+    }
+
+    /// What makes programs of system calls, and runs them.
+    pub fn fuzzer(&self, arch: &Arch) -> Result<PathBuf> {
+        self.guest_program(arch, "fuzz", |name| name == FUZZER)
+    }
+
+    /// Compiles some files of `guest/` as one static program, if anything there has changed.
+    fn guest_program(
+        &self,
+        arch: &Arch,
+        name: &str,
+        is_source: fn(&str) -> bool,
+    ) -> Result<PathBuf> {
         let dir = self.cache.dir(format!("guest/{}", arch.name))?;
-        let (program, stamp) = (dir.join("init"), dir.join("init.inputs"));
+        let (program, stamp) = (dir.join(name), dir.join(format!("{name}.inputs")));
         let entries = fs::read_dir(self.repo.join("guest"))?.flatten();
         let mut sources: Vec<PathBuf> = entries.map(|entry| entry.path()).collect();
         sources.push(self.repo.join(HELPERS));
@@ -78,9 +96,12 @@ impl Project {
         }
         // Several guests may be made ready at once: the program appears when it is whole.
         let part = tempfile::NamedTempFile::new_in(&dir)?.into_temp_path();
-        sources.retain(|path| path.extension().is_some_and(|extension| extension == "c"));
+        sources.retain(|path| {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            name.ends_with(".c") && is_source(&name)
+        });
         gcc.arg("-o").arg(&part).args(sources);
-        let log = dir.join("init.log");
+        let log = dir.join(format!("{name}.log"));
         let remedy = "the compiler's message is in the log";
         sh::logged(&gcc, &log, Exit::Build, remedy, |_| ())?;
         part.persist(&program)?;
