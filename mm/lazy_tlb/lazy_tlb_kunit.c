@@ -207,7 +207,7 @@ static void forget_mms(void)
 	}
 }
 
-static struct mm_struct *new_mm(struct kunit *test)
+static struct mm_struct *new_mm_with_user(struct kunit *test)
 {
 	struct mm_struct *mm = mm_alloc();
 	struct page *page;
@@ -218,6 +218,25 @@ static struct mm_struct *new_mm(struct kunit *test)
 		page_ref_inc(page);
 		pgds[nr_pgds++] = page;
 	}
+	return mm;
+}
+
+/* An mm without users: only its final drop is still to come. */
+static void end_user(struct mm_struct *mm)
+{
+	mmgrab(mm);
+	mmput(mm);
+}
+
+/*
+ * No CPU is lazy on the mm when its user ends. Otherwise exit_mmap() could make it
+ * let go by a flush, as it does on x86 with PTI and four levels of page tables.
+ */
+static struct mm_struct *new_mm(struct kunit *test)
+{
+	struct mm_struct *mm = new_mm_with_user(test);
+
+	end_user(mm);
 	return mm;
 }
 
@@ -408,7 +427,7 @@ static void lazy_tlb_test_exit(struct kunit *test)
 		make_all_lazy(f, f->park);
 		expect_mms(test, 0);
 		forget_mms();
-		mmput(f->park);
+		mmdrop(f->park);
 	}
 	lazy_tlb_change_policy(f->boot_policy);
 	while (f->nr)
@@ -436,7 +455,7 @@ static struct mm_struct *begin(struct kunit *test, const struct trip *trip)
 	KUNIT_EXPECT_EQ(test, atomic_read(&mm->mm_count), 1 + holds(&fresh));
 
 	if (trip->dropped)
-		mmput(mm);
+		mmdrop(mm);
 	set_policy(test, trip->now);
 	expect_lazy(test, f->cpu[1], mm, trip);
 	KUNIT_EXPECT_EQ(test, atomic_read(&mm->mm_count), !trip->dropped + holds(trip));
@@ -448,7 +467,7 @@ static void end(struct kunit *test, const struct trip *trip, struct mm_struct *m
 {
 	if (!trip->dropped) {
 		KUNIT_EXPECT_EQ(test, atomic_read(&mm->mm_count), 1);
-		mmput(mm);
+		mmdrop(mm);
 	}
 	expect_mms(test, 0);
 }
@@ -589,8 +608,8 @@ static void unuse_mm_after_migration(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, atomic_read(&mm->mm_count), 1 + holds(&later));
 	KUNIT_EXPECT_EQ(test, atomic_read(&other->mm_count), 1 + holds(&later));
 	KUNIT_EXPECT_EQ(test, set_cpus_allowed_ptr(current, cpumask_of(f->cpu[0])), 0);
-	mmput(mm);
-	mmput(other);
+	mmdrop(mm);
+	mmdrop(other);
 }
 
 #ifdef CONFIG_X86
@@ -638,7 +657,7 @@ static void trips_write_mm_count_if_refcounted(struct kunit *test)
 	attr.bp_type = HW_BREAKPOINT_W;
 	watch = register_wide_hw_breakpoint(&attr, store_seen, NULL);
 	if (IS_ERR((void __force *)watch)) {
-		mmput(mm);
+		mmdrop(mm);
 		kunit_skip(test, "no debug register is free");
 	}
 
@@ -647,7 +666,7 @@ static void trips_write_mm_count_if_refcounted(struct kunit *test)
 	mmdrop(mm);
 	if (atomic_read(&stores) != 2) {
 		unregister_wide_hw_breakpoint(watch);
-		mmput(mm);
+		mmdrop(mm);
 		kunit_skip(test, "debug registers do not see atomic operations");
 	}
 
@@ -657,7 +676,7 @@ static void trips_write_mm_count_if_refcounted(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, order.stores, counted_by(policy) ? 2 * order.naps : 0);
 	command(f->worker[1], unuse_fn, mm);
 	unregister_wide_hw_breakpoint(watch);
-	mmput(mm);
+	mmdrop(mm);
 }
 #endif
 
@@ -759,7 +778,7 @@ static void use_mm_preempted_and_migrated(struct kunit *test)
 		kthread_flush_work(&roamer->work);
 
 		for (i = 0; i < ROAMER_MMS; i++)
-			mmput(roamer->mm[i]);
+			mmdrop(roamer->mm[i]);
 		/* The roamer may have been done before it was sent away. */
 		if (shoots()) {
 			KUNIT_EXPECT_TRUE(test, wait_for(is_done(f, f->cpu[here])));
@@ -786,7 +805,7 @@ static void this_cpu_is_lazy(struct kunit *test)
 	kthread_use_mm(mm);
 	kthread_unuse_mm(mm);
 	count_from_here(f);
-	mmput(mm);
+	mmdrop(mm);
 	expect_drops(test, !counted_by(policy), 0, !counted_by(policy));
 	KUNIT_EXPECT_EQ(test, atomic_read(&mm->mm_count), 1);
 	/* It has been asked for nothing that comes later. */
@@ -823,7 +842,7 @@ static void every_lazy_cpu_is_found(struct kunit *test)
 		set_policy(test, trip->now);
 
 		count_from_here(f);
-		mmput(mm);
+		mmdrop(mm);
 		expect_drops(test, !counts || !lazy, counts ? 0 : lazy, 0);
 		for (i = 1; i <= lazy; i++) {
 			if (!counts && shoots())
@@ -836,7 +855,7 @@ static void every_lazy_cpu_is_found(struct kunit *test)
 		make_all_lazy(f, f->park);
 		expect_mms(test, 1);
 		KUNIT_EXPECT_EQ(test, atomic_read(&other->mm_count), 1);
-		mmput(other);
+		mmdrop(other);
 		expect_mms(test, 0);
 	}
 }
@@ -851,7 +870,7 @@ static void last_cpu_frees_the_mm(struct kunit *test)
 	unsigned int i;
 
 	make_all_lazy(f, mm);
-	mmput(mm);
+	mmdrop(mm);
 	if (shoots()) {
 		for (i = 1; i < f->nr; i++)
 			expect_let_go(test, f->cpu[i]);
@@ -889,7 +908,7 @@ static void counted_and_not(struct kunit *test)
 	make_lazy(f, 2, mm);
 	set_policy(test, policy);
 	count_from_here(f);
-	mmput(mm);
+	mmdrop(mm);
 	expect_drops(test, 0, 0, 0);
 	KUNIT_EXPECT_EQ(test, atomic_read(&mm->mm_count), 1);
 
@@ -977,8 +996,6 @@ static void drop_in_any_context(struct kunit *test)
 		to_drop = new_mm(test);
 		make_lazy(f, 0, to_drop);
 		make_lazy(f, 1, to_drop);
-		mmgrab(to_drop);
-		mmput(to_drop);
 		count_from_here(f);
 		drop_in(context);
 		expect_drops(test, !counts, !counts, !counts);
@@ -1002,12 +1019,13 @@ static void drop_by_mmu_notifier(struct kunit *test)
 {
 	bool counts = counted_by(set_the_policy(test));
 	struct fixture *f = test->priv;
-	struct mm_struct *mm = new_mm(test);
+	struct mm_struct *mm = new_mm_with_user(test);
 
 	subscription = (struct mmu_notifier) { .ops = &no_ops };
 	KUNIT_ASSERT_EQ(test, mmu_notifier_register(&subscription, mm), 0);
+	end_user(mm);
 	make_lazy(f, 1, mm);
-	mmput(mm);
+	mmdrop(mm);
 	KUNIT_EXPECT_EQ(test, atomic_read(&mm->mm_count), 1 + counts);
 
 	count_from_here(f);
@@ -1054,8 +1072,6 @@ static void drop_waits_for_nobody(struct kunit *test)
 	for (again = 0; again < 2; again++) {
 		mm = new_mm(test);
 		make_lazy(f, 1, mm);
-		mmgrab(mm);
-		mmput(mm);
 		raw_spin_lock(&some_lock);
 		start(f->worker[1], &waiter, wait_fn, NULL);
 		while (!READ_ONCE(waiter.runs))
@@ -1105,7 +1121,7 @@ static void mm_is_given_up_under_pi_lock(struct kunit *test)
 	KUNIT_EXPECT_PTR_EQ(test, after, mm);
 	KUNIT_EXPECT_NULL(test, READ_ONCE(task->mm));
 	make_lazy(f, 1, f->park);
-	mmput(mm);
+	mmdrop(mm);
 }
 
 /* ---- all at once ------------------------------------------------------ */
@@ -1165,7 +1181,7 @@ static void race(struct kunit *test, bool change)
 				set_policy(test, policies[get_random_u32_below(3)]);
 			cpu_relax();
 		}
-		mmput(mm);
+		mmdrop(mm);
 		get_set_go(&ready, round % 89);
 		mmdrop(mm);
 		for (i = 0; i < nr; i++) {
@@ -1242,7 +1258,7 @@ static void mm_at_the_same_address_is_another(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, error, 0);
 	/* The two lowest bits are TIF_SPEC_*. */
 	KUNIT_EXPECT_NE(test, first & ~3ULL, second & ~3ULL);
-	mmput(mm);
+	mmdrop(mm);
 }
 #endif
 
