@@ -66,11 +66,13 @@ pub struct Mutant {
     /// The bug: what it is as the subject, and the change.
     pub patch: Patch,
     shown: Shown,
+    /// More words for the kernel's command line, for a bug that takes longer to show.
+    words: String,
 }
 
 impl Mutant {
-    /// Reads a mutant: a patch whose message has `Arch:`, and `Policy:` where that is another
-    /// than the default.
+    /// Reads a mutant: a patch whose message has `Arch:`, `Policy:` where that is another than the
+    /// default, and `Words:` for the kernel's command line.
     fn parse(name: &str, text: &str) -> Result<Self> {
         let entry = Entry::new(format!("{name}.patch"));
         let patch = Patch::parse(DIR, entry, text)?;
@@ -78,7 +80,7 @@ impl Mutant {
             fail(
                 Exit::Patch,
                 format!("{DIR}/{name}.patch: {what}"),
-                "a mutant is a patch whose message has `Arch:` and may have `Policy:`",
+                "a mutant is a patch whose message has `Arch:` and may have `Policy:` and `Words:`",
             )
         };
         let value = |key: &str| {
@@ -103,8 +105,9 @@ impl Mutant {
         }
         Ok(Mutant {
             name: name.into(),
-            patch,
             shown,
+            words: value("Words:").unwrap_or_default().to_owned(),
+            patch,
         })
     }
 
@@ -356,7 +359,8 @@ fn in_guest(
     git::mutated(&project.cache, &shop.base, all, &mutant.patch)?;
     let built = Built::build(project, shop, kind.arch(), &Variant::TEST)?;
     let guest = TestGuest::new(project, shop, kind, &built)?.impatient(PROGRAM_TIMEOUT);
-    let (report, cases) = guest.run(policy, STOP, &format!("mutant-{}", mutant.name))?;
+    let words = format!("{STOP} {}", mutant.words);
+    let (report, cases) = guest.run(policy, words.trim(), &format!("mutant-{}", mutant.name))?;
     Ok(Red::of_guest(&report, &cases))
 }
 
@@ -437,8 +441,9 @@ mod tests {
             ("powerpc-hash", "powerpc-hash, shootdown")
         );
         assert_eq!(plain.patch.subject, "fork: forget it");
-        let other = mutant("a", "Arch: x86_64\nPolicy: handover");
+        let other = mutant("a", "Arch: x86_64\nPolicy: handover\nWords: A=1 B=2");
         assert_eq!(other.guest(), "x86_64, handover");
+        assert_eq!((&*plain.words, &*other.words), ("", "A=1 B=2"));
         assert_eq!(mutant("a", "Arch: litmus").guest(), "litmus");
     }
 
