@@ -281,6 +281,7 @@ static unsigned long raw_slot(unsigned int cpu)
 static void use_fn(struct order *order)
 {
 	kthread_use_mm(order->mm);
+	order->count = atomic_read(&order->mm->mm_count);
 }
 
 static void unuse_fn(struct order *order)
@@ -299,8 +300,6 @@ static void order_fn(struct kthread_work *work)
 	order->fn(order);
 	order->slot = raw_slot(smp_processor_id());
 	order->active_mm = current->active_mm;
-	if (order->mm)
-		order->count = atomic_read(&order->mm->mm_count);
 }
 
 static void start(struct kthread_worker *worker, struct order *order,
