@@ -78,12 +78,14 @@ static pid_t find_process(const char *name)
 	return found;
 }
 
+/* The beginning of what it said, where one looks if it did not run. */
 static void show_log(void)
 {
-	char line[512];
 	FILE *log = fopen(LOG, "r");
+	char line[512];
+	int left = 50;
 
-	while (log && fgets(line, sizeof(line), log)) {
+	while (log && left-- && fgets(line, sizeof(line), log)) {
 		line[strcspn(line, "\n")] = '\0';
 		guest_line("lazy-tlb-load: %s", line);
 	}
@@ -134,6 +136,8 @@ static bool turn(const struct lazy_cpus *cpus, const char *name)
 	guest_line("lazy-tlb-lines: what=trips trips=%ld switches=%ld", switched, switched);
 	if (field)
 		guest_line("lazy-tlb-lines: what=operations operations=%ld", done);
+	if (!switched || (field && !done))
+		guest_problem("%s did nothing", name);
 	if (lines_mm(pid) != mm) {
 		guest_problem("%s has ended", name);
 		return false;
@@ -174,8 +178,7 @@ void load(void)
 	kill(-1, SIGKILL);
 	while (waitpid(-1, NULL, 0) > 0)
 		;
-	if (guest_status)
-		show_log();
+	show_log();
 }
 
 /* ---- a load of our own ----------------------------------------------------- */

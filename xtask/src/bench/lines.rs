@@ -137,8 +137,8 @@ pub struct Sample {
     /// From 1; each round of a boot has a number of its own.
     pub boot: u32,
     /// `transfers`, of which are `exclusive transfers`, `writes`, `instructions`, `atomics` or `barriers`; of a load
-    /// `share`, in per cent of the transfers of all lines that more than two CPUs touch, and `counted`, how many
-    /// switches or operations there were.
+    /// `share`, in per cent of the transfers of all lines that more than two CPUs touch, `busier lines`, how many of
+    /// those move more often, and `counted`, how many switches or operations there were.
     pub what: String,
     /// Of which lines: `mm`, `mm.` and a field, or a symbol of the kernel.
     pub case: String,
@@ -213,15 +213,15 @@ impl Results {
         others.truncate(if unit == PER_TRIP { TOP } else { TOP / 2 });
         let mut rows = vec![("writes", "mm")];
         rows.extend(own.iter().chain(&others).map(|case| ("transfers", *case)));
-        let own_cpu = ("instructions", "its own CPU");
         let more = [
             ("share", "mm"),
             ("share", "mm.mm_count"),
-            own_cpu,
+            ("busier lines", "mm.mm_count"),
+            ("instructions", "its own CPU"),
             ("counted", "all"),
         ];
-        let [share, of_count, own_cpu, counted] = more;
-        rows.extend([share, of_count, ("instructions", "all"), own_cpu]);
+        let [share, of_count, busier, own_cpu, counted] = more;
+        rows.extend([share, of_count, busier, ("instructions", "all"), own_cpu]);
         rows.extend([("atomics", "all"), ("barriers", "all"), counted]);
         let is_there = |row: &(&str, &str)| {
             let is_it = |s: &Sample| s.unit == unit && (&*s.what, &*s.case) == *row;

@@ -250,20 +250,24 @@ impl Section {
         samples
     }
 
-    /// All moves of lines that more than two CPUs touch, whoever's they are, and how many per cent of them are the
-    /// mm's.
+    /// All moves of lines that more than two CPUs touch, whoever's they are, how many per cent of them are the mm's,
+    /// and how many lines move more often than that of mm_count.
     fn shares(&self, layout: &Layout, told: &Told) -> Vec<(&'static str, String, f64)> {
-        let many = self.lines.iter().filter(|line| line.cpus > 2);
-        let (mut all, mut mm, mut count) = (0, 0, 0);
-        for line in many {
-            for moves in &line.moves {
-                let number = moves.exclusive + moves.shared;
-                all += number;
-                if told.is_mm(line.at) {
-                    mm += number;
-                    if layout.mm_field(moves.at - told.mm) == "mm_count" {
-                        count += number;
-                    }
+        let number = |moves: &Moves| moves.exclusive + moves.shared;
+        let is_count = |moves: &&Moves| {
+            told.is_mm(moves.at) && layout.mm_field(moves.at - told.mm) == "mm_count"
+        };
+        let (mut all, mut mm, mut count, mut of_count) = (0, 0, 0, 0);
+        let mut moved = Vec::new();
+        for line in self.lines.iter().filter(|line| line.cpus > 2) {
+            let of_line: u64 = line.moves.iter().map(number).sum();
+            all += of_line;
+            moved.push(of_line);
+            if told.is_mm(line.at) {
+                mm += of_line;
+                let counts: u64 = line.moves.iter().filter(is_count).map(number).sum();
+                if counts > 0 {
+                    (count, of_count) = (counts, of_line);
                 }
             }
         }
@@ -271,12 +275,17 @@ impl Section {
             0 => 0.0,
             all => 100.0 * part as f64 / all as f64,
         };
-        vec![
+        let busier = moved.iter().filter(|moves| **moves > of_count).count();
+        let busier = ("busier lines", "mm.mm_count".into(), busier as f64);
+        let shares = vec![
             ("transfers", MANY.into(), all as f64 / told.trips as f64),
             ("share", "mm".into(), per_cent(mm)),
             ("share", "mm.mm_count".into(), per_cent(count)),
             ("counted", "all".into(), told.trips as f64),
-        ]
+        ];
+        // A line that does not move has no place among those that do.
+        let busier = Some(busier).filter(|_| count > 0);
+        shares.into_iter().chain(busier).collect()
     }
 }
 
@@ -422,6 +431,7 @@ what=end
             ("per switch", "share", "mm.mm_count", Some(2000.0 / 41.0)),
             ("per request", "share", "mm", Some(2700.0 / 41.0)),
             ("per switch", "counted", "all", Some(10.0)),
+            ("per switch", "busier lines", "mm.mm_count", Some(0.0)),
             ("per switch", "instructions", "its own CPU", None),
         ] {
             assert_eq!(value(unit, what, case), expected, "{unit} {what} {case}");
