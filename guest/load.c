@@ -78,6 +78,17 @@ static pid_t find_process(const char *name)
 	return found;
 }
 
+/* Tasks that end while their list is gone through lead nowhere. */
+static unsigned long find_mm(pid_t pid)
+{
+	unsigned long mm = 0;
+	int tries = 100;
+
+	while (pid && !mm && tries--)
+		mm = lines_mm(pid);
+	return mm;
+}
+
 /* The beginning of what it said, where one looks if it did not run. */
 static void show_log(void)
 {
@@ -118,7 +129,7 @@ static bool turn(const struct lazy_cpus *cpus, const char *name)
 {
 	const char *field = getenv("LAZY_TLB_OPERATION");
 	pid_t pid = find_process(name);
-	unsigned long mm = pid ? lines_mm(pid) : 0;
+	unsigned long mm = find_mm(pid);
 	long switched, done;
 
 	if (!mm) {
@@ -138,7 +149,7 @@ static bool turn(const struct lazy_cpus *cpus, const char *name)
 		guest_line("lazy-tlb-lines: what=operations operations=%ld", done);
 	if (!switched || (field && !done))
 		guest_problem("%s did nothing", name);
-	if (lines_mm(pid) != mm) {
+	if (find_mm(pid) != mm) {
 		guest_problem("%s has ended", name);
 		return false;
 	}

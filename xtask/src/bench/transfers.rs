@@ -183,7 +183,11 @@ impl Section {
 
     /// What moved, by name: exclusive transfers, and all.
     fn moved(&self, layout: &Layout, told: &Told) -> BTreeMap<String, (u64, u64)> {
-        let mut cases = BTreeMap::from(["mm", "slot"].map(|name| (name.to_owned(), (0, 0))));
+        // What is told even where it does not move.
+        let told_of = ["mm", "slot", "mm.mm_count"].into_iter();
+        let told_of = told_of.filter(|name| *name != "mm.mm_count" || told.of_load);
+        let mut cases: BTreeMap<String, (u64, u64)> =
+            told_of.map(|name| (name.to_owned(), (0, 0))).collect();
         let mut add = |name: &str, moves: &Moves| {
             let case = cases.entry(name.to_owned()).or_default();
             case.0 += moves.exclusive;
