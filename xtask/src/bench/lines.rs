@@ -138,7 +138,7 @@ pub struct Sample {
     pub boot: u32,
     /// `transfers`, of which are `exclusive transfers`, `writes`, `instructions`, `atomics` or `barriers`; of a load
     /// `share`, in per cent of the transfers of all lines that more than two CPUs touch, `busier lines`, how many of
-    /// those move more often, and `counted`, how many switches or operations there were.
+    /// those move more often, of which are `busier kernel lines`, and `counted`, how many switches or operations there were.
     pub what: String,
     /// Of which lines: `mm`, `mm.` and a field, or a symbol of the kernel.
     pub case: String,
@@ -217,11 +217,13 @@ impl Results {
             ("share", "mm"),
             ("share", "mm.mm_count"),
             ("busier lines", "mm.mm_count"),
+            ("busier kernel lines", "mm.mm_count"),
             ("instructions", "its own CPU"),
             ("counted", "all"),
         ];
-        let [share, of_count, busier, own_cpu, counted] = more;
-        rows.extend([share, of_count, busier, ("instructions", "all"), own_cpu]);
+        let [share, of_count, busier, of_kernel, own_cpu, counted] = more;
+        rows.extend([share, of_count, busier, of_kernel]);
+        rows.extend([("instructions", "all"), own_cpu]);
         rows.extend([("atomics", "all"), ("barriers", "all"), counted]);
         let is_there = |row: &(&str, &str)| {
             let is_it = |s: &Sample| s.unit == unit && (&*s.what, &*s.case) == *row;

@@ -255,7 +255,7 @@ impl Section {
     }
 
     /// All moves of lines that more than two CPUs touch, whoever's they are, how many per cent of them are the mm's,
-    /// and how many lines move more often than that of mm_count.
+    /// and how many lines, and how many that the kernel moves most, move more often than that of mm_count.
     fn shares(&self, layout: &Layout, told: &Told) -> Vec<(&'static str, String, f64)> {
         let number = |moves: &Moves| moves.exclusive + moves.shared;
         let is_count = |moves: &&Moves| {
@@ -266,7 +266,8 @@ impl Section {
         for line in self.lines.iter().filter(|line| line.cpus > 2) {
             let of_line: u64 = line.moves.iter().map(number).sum();
             all += of_line;
-            moved.push(of_line);
+            let most = line.moves.iter().max_by_key(|moves| number(moves));
+            moved.push((of_line, most.is_some_and(|most| layout.is_code(most.insn))));
             if told.is_mm(line.at) {
                 mm += of_line;
                 let counts: u64 = line.moves.iter().filter(is_count).map(number).sum();
@@ -279,8 +280,13 @@ impl Section {
             0 => 0.0,
             all => 100.0 * part as f64 / all as f64,
         };
-        let busier = moved.iter().filter(|moves| **moves > of_count).count();
-        let busier = ("busier lines", "mm.mm_count".into(), busier as f64);
+        moved.retain(|(moves, _)| *moves > of_count);
+        let of_kernel = moved.iter().filter(|(_, of_kernel)| *of_kernel).count();
+        let busier = |what, number| (what, "mm.mm_count".into(), number as f64);
+        let busier = [
+            busier("busier lines", moved.len()),
+            busier("busier kernel lines", of_kernel),
+        ];
         let shares = vec![
             ("transfers", MANY.into(), all as f64 / told.trips as f64),
             ("share", "mm".into(), per_cent(mm)),
@@ -288,7 +294,7 @@ impl Section {
             ("counted", "all".into(), told.trips as f64),
         ];
         // A line that does not move has no place among those that do.
-        let busier = Some(busier).filter(|_| count > 0);
+        let busier = busier.into_iter().filter(|_| count > 0);
         shares.into_iter().chain(busier).collect()
     }
 }
@@ -356,7 +362,9 @@ what=line address=0x9040 cpus=3 reads=9 writes=5
 what=move address=0x9040 insn=0x1100 exclusive=1 shared=0
 what=move address=0x9048 insn=0x1208 exclusive=1 shared=1
 what=line address=0x9080 cpus=3 reads=9 writes=5
-what=move address=0x9080 insn=0x700 exclusive=6 shared=0
+what=move address=0x9080 insn=0x700 exclusive=30 shared=0
+what=line address=0x90c0 cpus=2 reads=9 writes=5
+what=move address=0x90c0 insn=0x1100 exclusive=90 shared=0
 what=line address=0xe000 cpus=4 reads=0 writes=40
 what=move address=0xe000 insn=0x1100 exclusive=20 shared=0
 what=move address=0xe008 insn=0x1100 exclusive=0 shared=7
@@ -401,7 +409,7 @@ what=end
             // Named after who moves it most; what two CPUs have is left out.
             ("transfers", "wake()'s", Some(0.3)),
             ("transfers", "switch()'s", None),
-            ("transfers", USER, Some(0.6)),
+            ("transfers", USER, Some(3.0)),
             ("instructions", "all", Some(100.0)),
             ("atomics", "all", Some(3.0)),
             ("barriers", "all", Some(0.5)),
@@ -430,12 +438,18 @@ what=end
         for (unit, what, case, expected) in [
             ("per switch", "transfers", "mm.mm_count", Some(2.0)),
             ("per request", "transfers", "mm.mm_count", Some(4.0)),
-            // 5, 3, 6 and 27 of lines that more than two CPUs touch.
-            ("per switch", "transfers", MANY, Some(4.1)),
-            ("per switch", "share", "mm.mm_count", Some(2000.0 / 41.0)),
-            ("per request", "share", "mm", Some(2700.0 / 41.0)),
+            // 5, 3, 30 and 27 of lines that more than two CPUs touch.
+            ("per switch", "transfers", MANY, Some(6.5)),
+            ("per switch", "share", "mm.mm_count", Some(2000.0 / 65.0)),
+            ("per request", "share", "mm", Some(2700.0 / 65.0)),
             ("per switch", "counted", "all", Some(10.0)),
-            ("per switch", "busier lines", "mm.mm_count", Some(0.0)),
+            ("per switch", "busier lines", "mm.mm_count", Some(1.0)),
+            (
+                "per switch",
+                "busier kernel lines",
+                "mm.mm_count",
+                Some(0.0),
+            ),
             ("per switch", "instructions", "its own CPU", None),
         ] {
             assert_eq!(value(unit, what, case), expected, "{unit} {what} {case}");
