@@ -171,7 +171,7 @@ static const struct {
 	void (*fn)(void);
 } workloads[] = {
 	{ "alive", alive }, { "exit", exits }, { "ipis", ipis }, { "lines", lines },
-	{ "perf", perf }, { "run", run }, { "test", tests },
+	{ "load", load }, { "perf", perf }, { "run", run }, { "test", tests },
 };
 
 int main(int argc, char **argv)
@@ -183,6 +183,8 @@ int main(int argc, char **argv)
 	/* The kernel hands words that it does not know to the first process. */
 	if (getpid() != 1 && argc == 4 && !strcmp(argv[1], IPIS_WORK))
 		return ipis_work(argv[2], argv[3]);
+	if (getpid() != 1 && argc == 4 && !strcmp(argv[1], LOAD_WORK))
+		return load_work(argv[2], argv[3]);
 	/* Before anything is destroyed on a machine that is no guest. */
 	if (getpid() != 1) {
 		fprintf(stderr, "to be run as the first process of a guest\n");

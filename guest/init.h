@@ -14,12 +14,16 @@
 void exits(void);
 void ipis(void);
 void lines(void);
+void load(void);
 void run(void);
 void tests(void);
 
 /* Programs that the workload of ipis() executes are this one, with this as first argument. */
 #define IPIS_WORK	"--work"
 int ipis_work(const char *role, const char *number);
+/* So are those that a load is made of. */
+#define LOAD_WORK	"--load"
+int load_work(const char *what, const char *number);
 
 /* Nonzero once anything went wrong that is no test's own result. */
 extern int guest_status;

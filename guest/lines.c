@@ -13,17 +13,17 @@
  * LAZY_TLB_CGROUP=1 runs it in a cgroup with the controller cpu, not in the root.
  * From the file /layout: where things are in the kernel.
  */
-#include "init.h"
+#include "lines.h"
 
 #include <elf.h>
 
 #define WARM_UP		20
+#define MOST_TASKS	1000
 
 /* ---- marks -------------------------------------------------------------- */
 
 /* The plugin knows their addresses. */
 #define MARK(name)							\
-void name(void);							\
 __attribute__((noinline, noclone)) void name(void)			\
 {									\
 	asm volatile("" : : : "memory");				\
@@ -85,19 +85,19 @@ static unsigned long peek(unsigned long address, size_t size)
 	return 0;
 }
 
-/* The newest of the kernel's tasks is near the end of its list. */
-static unsigned long own_mm(void)
+/* The newest of the kernel's tasks is at the end of its list. */
+unsigned long lines_mm(pid_t pid)
 {
 	unsigned long head = layout("init_task") + layout("task_struct.tasks");
 	unsigned long at = head, task;
 	int i;
 
-	for (i = 0; i < 100; i++) {
+	for (i = 0; i < MOST_TASKS; i++) {
 		at = peek(at + sizeof(long), sizeof(long));
 		task = at - layout("task_struct.tasks");
 		if (!at || at == head)
 			break;
-		if (peek(task + layout("task_struct.pid"), 4) == (unsigned long)getpid())
+		if (peek(task + layout("task_struct.pid"), 4) == (unsigned long)pid)
 			return peek(task + layout("task_struct.mm"), sizeof(long));
 	}
 	return 0;
@@ -112,7 +112,7 @@ static unsigned long mm_size(void)
 }
 
 /* How often any CPU went from one task to another. */
-static long switches(void)
+long lines_switches(void)
 {
 	static char buf[256 * 1024];
 	char *line;
@@ -181,13 +181,13 @@ static void *travel(void *arg)
 		if (first && trips == WARM_UP) {
 			lines_arm();
 		} else if (first && trips == 2 * WARM_UP) {
-			switched = switches();
+			switched = lines_switches();
 			begun = all_trips();
 			lines_begin();
 		} else if (first && trips == 2 * WARM_UP + count) {
 			lines_end();
 			begun = all_trips() - begun;
-			switched = switches() - switched;
+			switched = lines_switches() - switched;
 			guest_line("lazy-tlb-lines: what=trips trips=%ld switches=%ld",
 				   begun, switched);
 			atomic_store(&stop, true);
@@ -206,15 +206,20 @@ static void *travel(void *arg)
 	}
 }
 
-/* What is counted next, from whose mm. */
-static void announce(const char *name, const struct lazy_cpus *cpus)
+/* What is counted next, of whose mm. */
+void lines_announce(const char *name, const struct lazy_cpus *cpus, unsigned long mm)
 {
 	char policy[32] = "";
 
 	if (!lazy_policy(policy, sizeof(policy)))
 		strcpy(policy, "off");
 	guest_line("lazy-tlb-lines: what=case name=%s policy=%s cpus=%d mm=%#lx size=%lu",
-		   name, policy, cpus->nr, own_mm(), mm_size());
+		   name, policy, cpus->nr, mm, mm_size());
+}
+
+static void announce(const char *name, const struct lazy_cpus *cpus)
+{
+	lines_announce(name, cpus, lines_mm(getpid()));
 }
 
 static void trips(const struct lazy_cpus *cpus, void *unused)
@@ -373,23 +378,37 @@ static void enter_cgroup(void)
 		guest_problem("cannot enter a cgroup: %s", strerror(errno));
 }
 
-void lines(void)
+int lines_start(struct lazy_cpus *cpus, char *policy[GUEST_MAX_POLICIES])
 {
-	char *policy[GUEST_MAX_POLICIES];
-	int nr = guest_policies(policy), i;
 	unsigned long offsets;
-	struct lazy_cpus cpus;
+	int i;
 
-	guest_cpus(&cpus);
+	guest_cpus(cpus);
 	if (lazy_env("LAZY_TLB_CGROUP", 0))
 		enter_cgroup();
 	offsets = layout("__per_cpu_offset");
-	for (i = 0; offsets && i < cpus.nr; i++)
-		guest_line("lazy-tlb-lines: what=percpu cpu=%d offset=%#lx", cpus.cpu[i],
-			   peek(offsets + cpus.cpu[i] * sizeof(long), sizeof(long)));
+	for (i = 0; offsets && i < cpus->nr; i++)
+		guest_line("lazy-tlb-lines: what=percpu cpu=%d offset=%#lx", cpus->cpu[i],
+			   peek(offsets + cpus->cpu[i] * sizeof(long), sizeof(long)));
+	return guest_policies(policy);
+}
+
+void lines_turn(char *policy)
+{
+	if (!lazy_set_policy(policy))
+		guest_problem("cannot set the policy %s: %s", policy, strerror(errno));
+}
+
+void lines(void)
+{
+	char *policy[GUEST_MAX_POLICIES];
+	struct lazy_cpus cpus;
+	int nr, i;
+
+	nr = lines_start(&cpus, policy);
 	for (i = 0; i < nr || !i; i++) {
-		if (nr && !lazy_set_policy(policy[i]))
-			guest_problem("cannot set the policy %s: %s", policy[i], strerror(errno));
+		if (nr)
+			lines_turn(policy[i]);
 		if (lazy_run(&cpus, trips, NULL) || lazy_run(&cpus, lives, NULL))
 			guest_problem("the workload of turn %d failed", i);
 	}

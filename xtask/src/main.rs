@@ -211,9 +211,9 @@ enum Bench {
     Lines {
         #[command(flatten)]
         target: Target,
-        /// A fragment in configs/variants/.
-        #[arg(long, default_value = "lines")]
-        variant: String,
+        /// A fragment in configs/variants/; without it, lines, and for a load, loads.
+        #[arg(long)]
+        variant: Option<String>,
         #[command(flatten)]
         options: bench::lines::Options,
         /// Write every sample to FILE; without it, into results/.
@@ -361,9 +361,12 @@ fn run(cli: Cli) -> Result<Exit> {
                 variant,
                 options,
                 json,
-            } => with_kernel(&project, &Kernel { target, variant }, |_, build| {
-                bench::lines::run(&project, build, &options, json.as_deref())
-            })?,
+            } => {
+                let variant = variant.unwrap_or_else(|| options.variant().to_owned());
+                with_kernel(&project, &Kernel { target, variant }, |_, build| {
+                    bench::lines::run(&project, build, &options, json.as_deref())
+                })?
+            }
         },
         Command::Bench { bench: None } => return bench_everything(project.linux.as_deref()),
         Command::Lab { options } => lab::run(&project, &options)?,

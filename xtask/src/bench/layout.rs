@@ -130,6 +130,13 @@ impl Layout {
         found.map_or("?", |(_, name)| name)
     }
 
+    /// Whether the kernel is there, and not a program.
+    pub fn is_code(&self, at: u64) -> bool {
+        let symbol = |name: &str| self.addresses.get(name).copied();
+        let (from, to) = (symbol("_text"), symbol("_end"));
+        from.is_none_or(|from| from <= at) && to.is_none_or(|to| at < to)
+    }
+
     pub fn has(&self, name: &str) -> bool {
         self.addresses.contains_key(name)
     }

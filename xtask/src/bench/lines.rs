@@ -1,7 +1,7 @@
 //! `bench lines`: which cache lines move in the kernel, and how often per trip to idle and back, as a
 //! plugin of the emulator (the crate `lines`) counts them. Nothing here is a time.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,7 +13,8 @@ use clap::Args;
 use serde::{Deserialize, Serialize};
 
 use crate::bench::layout::Layout;
-use crate::bench::transfers::{Section, Told};
+use crate::bench::load::{self, Load};
+use crate::bench::transfers::{averages, Section, Told};
 use crate::guest::initramfs::GuestFile;
 use crate::guest::machine::{self, Append, Guest};
 use crate::host::arch::Arch;
@@ -43,6 +44,9 @@ pub const PER_TRIP: &str = "per trip";
 /// What is counted.
 #[derive(Args, Clone)]
 pub struct Options {
+    /// What runs: a load of guest/loads.toml in a Debian system; without it, pairs of threads, exits, forks, unmaps.
+    #[arg(long, value_name = "NAME")]
+    pub load: Option<String>,
     /// How many CPUs the guest has, half of them for each end of the pipes.
     #[arg(long, default_value_t = 4, value_name = "N", value_parser = clap::value_parser!(u32).range(2..=256))]
     pub cpus: u32,
@@ -83,6 +87,30 @@ pub struct Options {
     pub timeout: u64,
 }
 
+impl Options {
+    /// The variant that it is counted in unless told so.
+    pub fn variant(&self) -> &'static str {
+        match self.load {
+            Some(_) => load::VARIANT,
+            None => "lines",
+        }
+    }
+
+    /// The load's name after something, nothing where there is none.
+    fn of_load(&self, before: &str) -> String {
+        let load = self.load.as_ref();
+        load.map_or(String::new(), |load| format!("{before}{load}"))
+    }
+
+    /// How much of it is counted, as options again.
+    fn amount(&self) -> String {
+        match self.load {
+            Some(_) => String::new(),
+            None => format!("--trips {} --lives {} ", self.trips, self.lives),
+        }
+    }
+}
+
 /// Everything that was counted.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Results {
@@ -93,6 +121,9 @@ pub struct Results {
     /// The guest's architecture.
     pub guest: String,
     pub guest_cpus: u32,
+    /// What ran, if not the bench's own threads.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub load: Option<String>,
     pub line_bytes: u64,
     pub variant: String,
     pub qemu: String,
@@ -105,8 +136,9 @@ pub struct Sample {
     pub policy: String,
     /// From 1; each round of a boot has a number of its own.
     pub boot: u32,
-    /// `transfers`, of which are `exclusive transfers`, `writes`, `instructions`, `atomics`, `barriers` or
-    /// `trips`.
+    /// `transfers`, of which are `exclusive transfers`, `writes`, `instructions`, `atomics` or `barriers`; of a load
+    /// `share`, in per cent of the transfers of all lines that more than two CPUs touch, `busier lines`, how many of
+    /// those move more often, of which are `busier kernel lines`, and `counted`, how many switches or operations there were.
     pub what: String,
     /// Of which lines: `mm`, `mm.` and a field, or a symbol of the kernel.
     pub case: String,
@@ -181,11 +213,23 @@ impl Results {
         others.truncate(if unit == PER_TRIP { TOP } else { TOP / 2 });
         let mut rows = vec![("writes", "mm")];
         rows.extend(own.iter().chain(&others).map(|case| ("transfers", *case)));
-        rows.push(("instructions", "all"));
-        if unit != PER_TRIP {
-            rows.push(("instructions", "its own CPU"));
-        }
-        rows.extend(["atomics", "barriers"].map(|what| (what, "all")));
+        let more = [
+            ("share", "mm"),
+            ("share", "mm.mm_count"),
+            ("busier lines", "mm.mm_count"),
+            ("busier kernel lines", "mm.mm_count"),
+            ("instructions", "its own CPU"),
+            ("counted", "all"),
+        ];
+        let [share, of_count, busier, of_kernel, own_cpu, counted] = more;
+        rows.extend([share, of_count, busier, of_kernel]);
+        rows.extend([("instructions", "all"), own_cpu]);
+        rows.extend([("atomics", "all"), ("barriers", "all"), counted]);
+        let is_there = |row: &(&str, &str)| {
+            let is_it = |s: &Sample| s.unit == unit && (&*s.what, &*s.case) == *row;
+            self.samples.iter().any(is_it)
+        };
+        rows.retain(|row| !more.contains(row) || is_there(row));
         let lines = rows.into_iter().map(|(what, case)| {
             let cell = |policy: &&str| spread(policy, what, case).map_or("-".into(), |s| s.shown());
             let name = match case {
@@ -212,7 +256,10 @@ impl Results {
                 boot: s.boot,
                 round: 1,
                 what: s.what.clone(),
-                case: cases.join(" + "),
+                case: match &self.load {
+                    Some(load) => format!("{load}: {}", cases.join(" + ")),
+                    None => cases.join(" + "),
+                },
                 cpus: s.cpus,
                 unit: s.unit.clone(),
                 value: values.map(|other| other.value).sum(),
@@ -234,10 +281,13 @@ impl Results {
     /// Its part of the report.
     pub fn section(&self, file: &str) -> String {
         format!(
-            "\n### {}, {} CPUs\n\nvariant {}, lines of {} bytes, {}.\n\n\
+            "\n### {}, {} CPUs{}\n\nvariant {}, lines of {} bytes, {}.\n\n\
              From `{file}`; again: `{}`\n\n{}\n",
             self.guest,
             self.guest_cpus,
+            self.load
+                .as_ref()
+                .map_or(String::new(), |load| format!(": {load}")),
             self.variant,
             self.line_bytes,
             self.qemu,
@@ -293,6 +343,7 @@ struct CountingGuest<'a> {
     plugin: PathBuf,
     marks: String,
     initramfs: PathBuf,
+    load: Option<Load>,
 }
 
 impl<'a> CountingGuest<'a> {
@@ -302,13 +353,20 @@ impl<'a> CountingGuest<'a> {
         arch: &'static Arch,
         out: &Path,
         image: &'a Path,
+        load: Option<&str>,
     ) -> Result<Self> {
+        let load = load
+            .map(|name| Load::find(&project.repo, name))
+            .transpose()?;
         let layout = Layout::of(out)?;
         let described = GuestFile {
             path: "layout".into(),
             bytes: layout.for_guest().into_bytes(),
         };
-        let initramfs = project.initramfs_with(arch, "lines", vec![described], out)?;
+        let initramfs = match &load {
+            Some(load) => load.initramfs(project, arch, vec![described], out)?,
+            None => project.initramfs_with(arch, "lines", vec![described], out)?,
+        };
         Ok(CountingGuest {
             project,
             arch,
@@ -317,6 +375,7 @@ impl<'a> CountingGuest<'a> {
             plugin: plugin(project, arch.qemu)?,
             marks: marks(&project.init(arch)?)?,
             initramfs,
+            load,
         })
     }
 
@@ -332,20 +391,25 @@ impl<'a> CountingGuest<'a> {
     fn boot(&self, policies: &[String], seed: u32, options: &Options) -> Result<(String, String)> {
         let (arch, cache) = (self.arch, &self.project.cache);
         let name = format!(
-            "lines-{}-{}-{}-{seed}",
+            "lines-{}-{}{}-{}-{seed}",
             arch.name,
             options.cpus,
+            options.of_load("-"),
             policies.join("-")
         );
         let written = cache.dir("log")?.join(format!("{name}.txt"));
         let append = format!(
-            "{} lazy_tlb={} {} nokaslr LAZY_TLB_TRIPS={} LAZY_TLB_LIVES={} \
-             LAZY_TLB_POLICIES={} {}",
+            "{} lazy_tlb={} {} nokaslr {} LAZY_TLB_POLICIES={} {}",
             KNOWN,
             policies[0],
             machine::NO_KUNIT,
-            options.trips,
-            options.lives,
+            match &self.load {
+                Some(load) => load.words(),
+                None => format!(
+                    "LAZY_TLB_TRIPS={} LAZY_TLB_LIVES={}",
+                    options.trips, options.lives
+                ),
+            },
             if policies.len() > 1 {
                 vec![policies.join(","); options.rounds as usize].join(",")
             } else {
@@ -416,21 +480,8 @@ impl<'a> CountingGuest<'a> {
         );
         let mut samples = Vec::new();
         for (number, run) in runs.iter().enumerate() {
-            // Over all exits of a kind, and so on: in some of them a line does not move.
-            let mut sums: BTreeMap<(String, &str, String), f64> = BTreeMap::new();
-            let mut order = Vec::new();
-            for (told, section) in run {
-                for (what, case, value) in section.samples(&self.layout, told) {
-                    let key = (told.unit(), what, case);
-                    if !sums.contains_key(&key) {
-                        order.push(key.clone());
-                    }
-                    *sums.entry(key).or_default() += value;
-                }
-            }
-            for (unit, what, case) in order {
-                let times = run.iter().filter(|(told, _)| told.unit() == unit).count();
-                let sum = sums[&(unit.clone(), what, case.clone())];
+            let operation = self.load.as_ref().and_then(Load::operation);
+            for (unit, what, case, value) in averages(&self.layout, run, operation)? {
                 samples.push(Sample {
                     policy: run[0].0.policy.clone(),
                     boot: round(number / policies.len()),
@@ -438,7 +489,7 @@ impl<'a> CountingGuest<'a> {
                     case,
                     cpus: options.cpus,
                     unit,
-                    value: sum / times as f64,
+                    value,
                 });
             }
         }
@@ -454,7 +505,7 @@ pub fn count(
     image: &Path,
     options: &Options,
 ) -> Result<Vec<Sample>> {
-    let guest = CountingGuest::prepare(project, arch, out, image)?;
+    let guest = CountingGuest::prepare(project, arch, out, image, options.load.as_deref())?;
     let mut samples = Vec::new();
     for boot in 1..=options.boots {
         for policies in guest.turns(&options.policy) {
@@ -476,16 +527,16 @@ pub fn run(
     let version = sh::capture(Command::new(arch.qemu).arg("--version"))?;
     let results = Results {
         command: format!(
-            "cargo xtask bench lines --arch {} --variant {} --cpus {} --policy {} --boots {} --rounds {} \
-             --trips {} --lives {} --turn {} --seed {}{}",
+            "cargo xtask bench lines{} --arch {} --variant {} --cpus {} --policy {} --boots {} --rounds {} \
+             {}--turn {} --seed {}{}",
+            options.of_load(" --load "),
             arch.name,
             build.variant,
             options.cpus,
             options.policy.join(","),
             options.boots,
             options.rounds,
-            options.trips,
-            options.lives,
+            options.amount(),
             options.turn,
             options.seed,
             append_option(&options.append.words)
@@ -493,6 +544,7 @@ pub fn run(
         machine: Machine::here()?,
         guest: arch.name.into(),
         guest_cpus: options.cpus,
+        load: options.load.clone(),
         line_bytes: arch.line_bytes,
         variant: build.variant.into(),
         qemu: version.lines().next().unwrap_or_default().into(),
@@ -500,8 +552,12 @@ pub fn run(
     };
     let path = match json {
         Some(path) => path.to_owned(),
-        None => of_this_machine(&project.repo)?
-            .join(format!("{FILES}{}-{}.json", arch.name, options.cpus)),
+        None => of_this_machine(&project.repo)?.join(format!(
+            "{FILES}{}-{}{}.json",
+            arch.name,
+            options.cpus,
+            options.of_load("-")
+        )),
     };
     let text = serde_json::to_string(&results)?.replace("},{", "},\n{") + "\n";
     sh::write_whole(&path, text.as_bytes())?;
@@ -531,6 +587,7 @@ pub mod tests {
             machine: Machine::parse("model name\t: Some CPU\n", "x86_64", "6.1.0"),
             guest: "x86_64".into(),
             guest_cpus: 4,
+            load: None,
             line_bytes: 64,
             variant: "lines".into(),
             qemu: "QEMU 10".into(),

@@ -5,6 +5,7 @@ pub mod ipis;
 pub mod kernel;
 pub mod layout;
 pub mod lines;
+pub mod load;
 pub mod paired;
 pub mod perf;
 pub mod run;

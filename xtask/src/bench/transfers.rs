@@ -10,9 +10,15 @@ use crate::guest::console::{self, number, pairs, text};
 
 /// What the first process puts in front of its lines.
 const PREFIX: &str = "lazy-tlb-lines: ";
+/// What it calls a turn of a load.
+const SWITCH: &str = "switch";
+/// Whose the lines are that programs move, and not the kernel.
+const USER: &str = "user space";
+/// The transfers of which a load's `share` is.
+pub const MANY: &str = "lines of more than two CPUs";
 
 /// What the console says of the workload under one policy.
-#[derive(Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Told {
     /// What is done: `trip`, `exit-none` and so on.
     name: String,
@@ -21,6 +27,9 @@ pub struct Told {
     mm: u64,
     mm_size: u64,
     trips: u64,
+    /// Of a load that counts them.
+    operations: Option<u64>,
+    of_load: bool,
     /// Where each CPU's variables are, from where the linker put them.
     percpu: Vec<u64>,
 }
@@ -38,6 +47,16 @@ impl Told {
             Some((done, few)) => format!("per {done}, {few} CPUs lazy"),
             None => format!("per {}", self.name),
         }
+    }
+
+    /// The same for counts per operation, and what that is.
+    fn per_operation(&self, is: &str) -> Result<Self> {
+        let operations = self.operations.filter(|operations| *operations > 0);
+        Ok(Told {
+            name: is.into(),
+            trips: operations.with_context(|| format!("no {is} was counted"))?,
+            ..self.clone()
+        })
     }
 }
 
@@ -62,11 +81,17 @@ impl Told {
                     mm: hex(&line, "mm")?,
                     mm_size: number(&line, "size")?,
                     trips: 0,
+                    operations: None,
+                    of_load: text(&line, "name")? == SWITCH,
                     percpu: percpu.clone(),
                 }),
                 "trips" => {
                     let told = all.last_mut().context("trips of no workload")?;
                     told.trips = number(&line, "trips")?;
+                }
+                "operations" => {
+                    let told = all.last_mut().context("operations of no workload")?;
+                    told.operations = Some(number(&line, "operations")?);
                 }
                 other => anyhow::bail!("the guest reports an unknown {other}"),
             }
@@ -158,7 +183,11 @@ impl Section {
 
     /// What moved, by name: exclusive transfers, and all.
     fn moved(&self, layout: &Layout, told: &Told) -> BTreeMap<String, (u64, u64)> {
-        let mut cases = BTreeMap::from(["mm", "slot"].map(|name| (name.to_owned(), (0, 0))));
+        // What is told even where it does not move.
+        let told_of = ["mm", "slot", "mm.mm_count"].into_iter();
+        let told_of = told_of.filter(|name| *name != "mm.mm_count" || told.of_load);
+        let mut cases: BTreeMap<String, (u64, u64)> =
+            told_of.map(|name| (name.to_owned(), (0, 0))).collect();
         let mut add = |name: &str, moves: &Moves| {
             let case = cases.entry(name.to_owned()).or_default();
             case.0 += moves.exclusive;
@@ -188,6 +217,7 @@ impl Section {
             if let Some(most) = most.filter(|_| line.cpus > 2) {
                 let name = match variable(most) {
                     Some(name) => name.to_owned(),
+                    None if !layout.is_code(most.insn) => USER.into(),
                     None => format!("{}()'s", layout.symbol(most.insn)),
                 };
                 line.moves.iter().for_each(|moves| add(&name, moves));
@@ -213,13 +243,96 @@ impl Section {
         let mut all = |what, case: &str, count| samples.push((what, case.into(), per_trip(count)));
         all("instructions", "all", self.instructions);
         // On a trip every CPU does the same.
-        if told.name != "trip" {
+        if told.name != "trip" && !told.of_load {
             all("instructions", "its own CPU", self.first_cpu);
         }
         all("atomics", "all", self.atomics);
         all("barriers", "all", self.barriers);
+        if told.of_load {
+            samples.extend(self.shares(layout, told));
+        }
         samples
     }
+
+    /// All moves of lines that more than two CPUs touch, whoever's they are, how many per cent of them are the mm's,
+    /// and how many lines, and how many that the kernel moves most, move more often than that of mm_count.
+    fn shares(&self, layout: &Layout, told: &Told) -> Vec<(&'static str, String, f64)> {
+        let number = |moves: &Moves| moves.exclusive + moves.shared;
+        let is_count = |moves: &&Moves| {
+            told.is_mm(moves.at) && layout.mm_field(moves.at - told.mm) == "mm_count"
+        };
+        let (mut all, mut mm, mut count, mut of_count) = (0, 0, 0, 0);
+        let mut moved = Vec::new();
+        for line in self.lines.iter().filter(|line| line.cpus > 2) {
+            let of_line: u64 = line.moves.iter().map(number).sum();
+            all += of_line;
+            let most = line.moves.iter().max_by_key(|moves| number(moves));
+            moved.push((of_line, most.is_some_and(|most| layout.is_code(most.insn))));
+            if told.is_mm(line.at) {
+                mm += of_line;
+                let counts: u64 = line.moves.iter().filter(is_count).map(number).sum();
+                if counts > 0 {
+                    (count, of_count) = (counts, of_line);
+                }
+            }
+        }
+        let per_cent = |part: u64| match all {
+            0 => 0.0,
+            all => 100.0 * part as f64 / all as f64,
+        };
+        moved.retain(|(moves, _)| *moves > of_count);
+        let of_kernel = moved.iter().filter(|(_, of_kernel)| *of_kernel).count();
+        let busier = |what, number| (what, "mm.mm_count".into(), number as f64);
+        let busier = [
+            busier("busier lines", moved.len()),
+            busier("busier kernel lines", of_kernel),
+        ];
+        let shares = vec![
+            ("transfers", MANY.into(), all as f64 / told.trips as f64),
+            ("share", "mm".into(), per_cent(mm)),
+            ("share", "mm.mm_count".into(), per_cent(count)),
+            ("counted", "all".into(), told.trips as f64),
+        ];
+        // A line that does not move has no place among those that do.
+        let busier = busier.into_iter().filter(|_| count > 0);
+        shares.into_iter().chain(busier).collect()
+    }
+}
+
+/// A unit, what was counted of which case, and the count.
+type Average = (String, &'static str, String, f64);
+
+/// Over all trips, all exits of a kind and so on of one turn: in some of them a line does not move. Of a load also
+/// per operation, where it says what that is.
+pub fn averages(
+    layout: &Layout,
+    turn: &[(&Told, &Section)],
+    operation: Option<&str>,
+) -> Result<Vec<Average>> {
+    let mut order: Vec<Average> = Vec::new();
+    let mut times: BTreeMap<String, f64> = BTreeMap::new();
+    let mut at = BTreeMap::new();
+    for (told, section) in turn {
+        let mut views = vec![(*told).clone()];
+        if let Some(is) = operation {
+            views.push(told.per_operation(is)?);
+        }
+        for told in views {
+            *times.entry(told.unit()).or_default() += 1.0;
+            for (what, case, value) in section.samples(layout, &told) {
+                let key = (told.unit(), what, case.clone());
+                let at = *at.entry(key).or_insert_with(|| {
+                    order.push((told.unit(), what, case, 0.0));
+                    order.len() - 1
+                });
+                order[at].3 += value;
+            }
+        }
+    }
+    for (unit, .., value) in &mut order {
+        *value /= times[unit];
+    }
+    Ok(order)
 }
 
 #[cfg(test)]
@@ -248,6 +361,10 @@ what=move address=0x9000 insn=0x1100 exclusive=100 shared=100
 what=line address=0x9040 cpus=3 reads=9 writes=5
 what=move address=0x9040 insn=0x1100 exclusive=1 shared=0
 what=move address=0x9048 insn=0x1208 exclusive=1 shared=1
+what=line address=0x9080 cpus=3 reads=9 writes=5
+what=move address=0x9080 insn=0x700 exclusive=30 shared=0
+what=line address=0x90c0 cpus=2 reads=9 writes=5
+what=move address=0x90c0 insn=0x1100 exclusive=90 shared=0
 what=line address=0xe000 cpus=4 reads=0 writes=40
 what=move address=0xe000 insn=0x1100 exclusive=20 shared=0
 what=move address=0xe008 insn=0x1100 exclusive=0 shared=7
@@ -292,12 +409,54 @@ what=end
             // Named after who moves it most; what two CPUs have is left out.
             ("transfers", "wake()'s", Some(0.3)),
             ("transfers", "switch()'s", None),
+            ("transfers", USER, Some(3.0)),
             ("instructions", "all", Some(100.0)),
             ("atomics", "all", Some(3.0)),
             ("barriers", "all", Some(0.5)),
         ] {
             assert_eq!(value(what, case), expected, "{what} {case}");
         }
+    }
+
+    #[test]
+    fn a_load_has_a_share_and_counts_per_operation() {
+        let console = CONSOLE.replace("name=trip", "name=switch")
+            + "lazy-tlb-lines: what=operations operations=5\n";
+        let (told, sections) = (
+            Told::parse(&console).unwrap(),
+            Section::parse(WRITTEN).unwrap(),
+        );
+        let layout = layout::tests::example();
+        let turn = [(&told[1], &sections[1])];
+        let averages = averages(&layout, &turn, Some("request")).unwrap();
+        let value = |unit: &str, what: &str, case: &str| {
+            let found = averages
+                .iter()
+                .find(|(u, w, c, _)| u == unit && *w == what && c == case);
+            found.map(|(.., value)| *value)
+        };
+        for (unit, what, case, expected) in [
+            ("per switch", "transfers", "mm.mm_count", Some(2.0)),
+            ("per request", "transfers", "mm.mm_count", Some(4.0)),
+            // 5, 3, 30 and 27 of lines that more than two CPUs touch.
+            ("per switch", "transfers", MANY, Some(6.5)),
+            ("per switch", "share", "mm.mm_count", Some(2000.0 / 65.0)),
+            ("per request", "share", "mm", Some(2700.0 / 65.0)),
+            ("per switch", "counted", "all", Some(10.0)),
+            ("per switch", "busier lines", "mm.mm_count", Some(1.0)),
+            (
+                "per switch",
+                "busier kernel lines",
+                "mm.mm_count",
+                Some(0.0),
+            ),
+            ("per switch", "instructions", "its own CPU", None),
+        ] {
+            assert_eq!(value(unit, what, case), expected, "{unit} {what} {case}");
+        }
+        let other = [(&told[0], &sections[1])];
+        assert!(super::averages(&layout, &other, Some("request")).is_err());
+        assert!(super::averages(&layout, &other, None).is_ok());
     }
 
     #[test]

@@ -25,6 +25,7 @@ pub fn cases(
     image: &Path,
 ) -> Result<Vec<Case>> {
     let options = Options {
+        load: None,
         cpus: 4,
         policy: policy::ALL.map(str::to_owned).into(),
         boots: 1,

@@ -49,7 +49,7 @@ fn name(release: &str, arch: &str, packages: &[String]) -> String {
     format!("{release}-{arch}-{}", digest(&names))
 }
 
-fn tools(log_dir: &Path) -> Result<()> {
+pub fn tools(log_dir: &Path) -> Result<()> {
     // mke2fs is where only root looks.
     let mut path = std::env::var_os("PATH").unwrap_or_default();
     path.push(":/usr/sbin:/sbin");
@@ -81,7 +81,7 @@ fn release(project: &Project) -> Result<(&'static str, PathBuf)> {
 }
 
 /// The archive of a system with the packages, made where it is not there.
-fn system(project: &Project, arch: &Arch, packages: &[String], dir: &Path) -> Result<PathBuf> {
+pub fn system(project: &Project, arch: &Arch, packages: &[String], dir: &Path) -> Result<PathBuf> {
     let debian = debian_name(arch)?;
     let path = |release: &str| dir.join(format!("{}.tar", name(release, debian, packages)));
     // For one that is there the sources are not asked.
@@ -102,7 +102,9 @@ fn system(project: &Project, arch: &Arch, packages: &[String], dir: &Path) -> Re
     let mut mmdebstrap = Command::new("mmdebstrap");
     mmdebstrap.args(["--variant=minbase", "--format=tar"]);
     mmdebstrap.arg(format!("--architectures={debian}"));
-    mmdebstrap.arg(format!("--include={}", packages.join(",")));
+    if !packages.is_empty() {
+        mmdebstrap.arg(format!("--include={}", packages.join(",")));
+    }
     mmdebstrap.arg(release).arg(&part).arg(&sources);
     let log = tar.with_extension("log");
     let remedy = "mmdebstrap's own messages are in the log";

@@ -4,6 +4,7 @@ mod config;
 mod image;
 mod list;
 mod outcome;
+pub mod root;
 
 use std::ffi::OsString;
 use std::path::Path;

@@ -68,6 +68,11 @@ from user to idle and back. A plugin of the emulator counts how often each line 
 caches being as large as it takes; a read that writes asks for its line once. Over the boots: the median, with the
 least and the greatest. `slot` is `lazy_tlb_slot` alone; then come the ten lines that move most, of those that more
 than two CPUs touch. A name with `()` is of the function that moves it most. Nothing here is a time.
+
+Where a load is named, that ran in a Debian system (`guest/loads.toml`), and the mm is its process's. A switch is any of
+the whole guest, to idle and back are two. `share` is in per cent of the moves of all lines that more than two CPUs
+touch, those of programs among them; `busier lines` is how many of these lines move more often than the one of
+`mm_count`, and `busier kernel lines` how many of those the kernel moves most; `counted` is how many switches or operations there were in a turn.
 ";
 
 /// Everything in the folder of one machine, each file by its name.

@@ -18,7 +18,15 @@ use crate::results::table;
 pub const POLICIES: [&str; 3] = [policy::REFCOUNT, policy::HANDOVER, policy::SHOOTDOWN];
 pub const FILES: &str = "paired-";
 /// The units, or how they begin, of which less is better.
-const COSTS: [&str; 6] = ["us", "ns", "per trip", "per exit", "per fork", "per munmap"];
+const COSTS: [&str; 7] = [
+    "us",
+    "ns",
+    "per trip",
+    "per switch",
+    "per exit",
+    "per fork",
+    "per munmap",
+];
 const SAME: &str = "same";
 const WORSE: &str = "worse";
 
