@@ -1106,7 +1106,7 @@ static void mm_is_given_up_under_pi_lock(struct kunit *test)
 	command(f->worker[1], use_fn, mm);
 	task = f->worker[1]->task;
 	start(f->worker[1], &order, unuse_later_fn, mm);
-	wait_for(READ_ONCE(order.runs));
+	KUNIT_EXPECT_TRUE(test, wait_for(READ_ONCE(order.runs)));
 
 	raw_spin_lock_irqsave(&task->pi_lock, flags);
 	before = READ_ONCE(task->mm);
