@@ -228,10 +228,10 @@ static void take_stock(struct stock *stock)
 	int i;
 
 	*stock = (struct stock){ .mms = -1, .page_tables = -1, .memory = -1 };
-	/* What was freed a moment ago may wait for a grace period still. */
+	/* What was freed a moment ago may wait for a worker or a grace period still. */
 	for (i = 0; i < 10; i++) {
 		lazy_leftovers(&left);
-		if (i == 0 && left.exact)
+		if (left.exact && (!i || left.objects[0] < stock->mms))
 			stock->mms = left.objects[0];
 		if (left.tables < 0)
 			break;

@@ -31,6 +31,7 @@
 #include <linux/string.h>
 #include <linux/vmstat.h>
 #ifdef CONFIG_X86
+#include <linux/cpufeature.h>
 #include <linux/mmu_context.h>
 #include <asm/tlbflush.h>
 #endif
@@ -393,6 +394,10 @@ static int lazy_tlb_test_init(struct kunit *test)
 	KUNIT_ASSERT_NOT_NULL(test, f);
 	if (num_online_cpus() < 2)
 		kunit_skip(test, "needs two online CPUs");
+#ifdef CONFIG_X86
+	if (boot_cpu_has(X86_FEATURE_XENPV))
+		kunit_skip(test, "Xen PV wants to be told of an mm before it is used");
+#endif
 
 	test->priv = f;
 	f->boot_policy = lazy_tlb_policy_name();
@@ -1224,40 +1229,36 @@ static void policy_changes_are_counted(struct kunit *test)
 }
 
 #ifdef CONFIG_X86
-/*
- * A CPU remembers the last user mm, to know whether an IBPB is due. One that gets
- * the address of a freed mm must not be taken for it. Whose address is used again
- * is up to the slab allocator, so give an mm another context instead: that is all
- * by which the two could be told apart. No user task runs yet, so nothing else
- * changes what the CPU remembers.
- */
-static void mm_at_the_same_address_is_another(struct kunit *test)
+static void leave_mm_ipi(void *unused)
 {
-	struct mm_struct *mm = new_mm(test);
-	u64 first, second = 0;
-	int error;
+	leave_mm();
+}
 
-	migrate_disable();
-	kthread_use_mm(mm);
-	first = this_cpu_read(cpu_tlbstate.last_user_mm_spec);
-	kthread_unuse_mm(mm);
+/*
+ * A CPU in a deep idle state has loaded init_mm, and is lazy on the mm all the same.
+ * The flush of an exit interrupts it. If it is to let go, that is the time, or the
+ * final drop would wake it up once more.
+ */
+static void flush_finds_deep_idle(struct kunit *test)
+{
+	const struct trip *trip = test->param_value;
+	struct mm_struct *mm = begin(test, trip);
+	struct fixture *f = test->priv;
 
-	/* To init_mm, or the next switch would be none. */
-	scoped_guard(irqsave)
-		leave_mm();
-	destroy_context(mm);
-	error = init_new_context(current, mm);
-	if (!error) {
-		kthread_use_mm(mm);
-		second = this_cpu_read(cpu_tlbstate.last_user_mm_spec);
-		kthread_unuse_mm(mm);
+	smp_call_function_single(f->cpu[1], leave_mm_ipi, NULL, true);
+	expect_lazy(test, f->cpu[1], mm, trip);
+	flush_tlb_mm_range(mm, 0, TLB_FLUSH_ALL, 0, true);
+	if (shoots()) {
+		KUNIT_EXPECT_EQ(test, raw_slot(f->cpu[1]), 0);
+		expect_let_go(test, f->cpu[1]);
+	} else {
+		expect_lazy(test, f->cpu[1], mm, trip);
 	}
-	migrate_enable();
-
-	KUNIT_EXPECT_EQ(test, error, 0);
-	/* The two lowest bits are TIF_SPEC_*. */
-	KUNIT_EXPECT_NE(test, first & ~3ULL, second & ~3ULL);
+	count_from_here(f);
 	mmdrop(mm);
+	KUNIT_EXPECT_EQ(test, counted(f, LAZY_TLB_NUDGED), 0);
+	make_lazy(f, 1, f->park);
+	expect_mms(test, 0);
 }
 #endif
 
@@ -1282,7 +1283,7 @@ static struct kunit_case lazy_tlb_test_cases[] = {
 #endif
 	KUNIT_CASE_PARAM(drop_waits_for_nobody, policy_gen_params),
 #ifdef CONFIG_X86
-	KUNIT_CASE(mm_at_the_same_address_is_another),
+	KUNIT_CASE_PARAM(flush_finds_deep_idle, policy_gen_params),
 #endif
 	KUNIT_CASE(mm_is_given_up_under_pi_lock),
 	KUNIT_CASE_PARAM(drop_against_return, policy_gen_params),

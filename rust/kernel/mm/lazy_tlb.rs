@@ -63,16 +63,18 @@ pub struct Outcome {
 /// A CPU that was handed a reference on an mm, and does not go offline while this exists.
 pub struct Handed<'a> {
     cpu: CpuId,
+    /// Where the final drop began.
+    home: CpuId,
     _pinned: &'a PreemptDisabled,
 }
 
 impl Handed<'_> {
-    /// Asks the CPU to let go of the mm, and does not wait for that. Returns `false` for the
-    /// calling CPU, which keeps the mm until it switches to something else.
+    /// Asks the CPU to let go of the mm, and does not wait for that. Returns `false` for the one on
+    /// which the final drop began, which keeps the mm until it switches to something else.
     #[inline]
     #[doc(alias("lazy_tlb_nudge"))]
     pub fn nudge(&self) -> bool {
-        if self.cpu == CpuId::current() {
+        if self.cpu == self.home {
             return false;
         }
 
@@ -166,6 +168,8 @@ impl FinalDrop {
     pub fn hand_over(self, mut handed: impl FnMut(Handed<'_>)) -> Outcome {
         let mm = self.0.as_ptr();
         let address = mm.addr();
+        // Only once: the caller may be moved meanwhile, and would leave out one CPU after another.
+        let home = CpuId::current();
         let mut outcome = Outcome::default();
         let mut counted = false;
 
@@ -206,6 +210,7 @@ impl FinalDrop {
                 outcome.handed += 1;
                 handed(Handed {
                     cpu,
+                    home,
                     _pinned: &pinned,
                 });
             } else {

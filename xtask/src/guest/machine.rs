@@ -35,6 +35,9 @@ pub const NO_KUNIT: &str = "kunit.enable=0";
 pub const INITRD: &str = "initrd";
 /// What a kernel runs on that needs no emulator.
 pub const NATIVE: &str = "native";
+/// Open files of such a kernel, which has one for each mm: fewer than processes in a selftest (`churn`), for fork()
+/// to fail there.
+const FILES: u32 = 256;
 /// Emulation, each CPU a thread.
 const TCG: &str = "tcg,thread=multi";
 /// Emulation, the CPUs by turns.
@@ -109,7 +112,8 @@ impl<'a> Guest<'a> {
         );
         let line = line.trim_end();
         if self.arch.is_program() {
-            let mut kernel = Command::new(self.image);
+            let mut kernel = Command::new("prlimit");
+            kernel.arg(format!("--nofile={FILES}")).arg(self.image);
             kernel.args(["mem=2G", &format!("ncpus={}", self.smp)]);
             kernel.arg(sh::assignment(INITRD, self.initramfs));
             // Its first terminal is stdout; several CPUs need seccomp; a reboot would start it again.

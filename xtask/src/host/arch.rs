@@ -270,7 +270,11 @@ pub static KINDS: [Kind; 9] = [
     },
     Kind::plain("arm"),
     Kind::plain("loongarch"),
-    Kind::plain("um"),
+    Kind {
+        // More processes than it can have, see machine.rs.
+        append: "LAZY_TLB_CROWD=300",
+        ..Kind::plain("um")
+    },
 ];
 
 impl Kind {

@@ -7,8 +7,9 @@
  * has read from satp, does it with interrupts disabled from the read to the last
  * use, so that the interrupt that makes a CPU let go comes before or after:
  * efi_virtmap_load(), efi_virtmap_unload(), suspend_restore_csrs(), and
- * vmalloc_fault() on 32 bits. Hibernation is done by a user task. flush_icache_mm()
- * only compares active_mm.
+ * vmalloc_fault() on 32 bits. So does hibernation. Only its header has satp read
+ * with interrupts enabled, of an mm that was there when memory was copied.
+ * flush_icache_mm() only compares active_mm.
  */
 
 #include <linux/mm_types.h>

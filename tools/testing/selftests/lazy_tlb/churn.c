@@ -3,7 +3,8 @@
  * fork, exec and exit on all CPUs at once, in an order drawn from a seed, and
  * a count of the mm_structs and page tables that are left afterwards.
  *
- * LAZY_TLB_SEED repeats a run, LAZY_TLB_SECONDS makes it longer.
+ * LAZY_TLB_SEED repeats a run, LAZY_TLB_SECONDS makes it longer. LAZY_TLB_CROWD is
+ * more processes than there can be, for the test of that name.
  */
 #include "harness.h"
 
@@ -209,6 +210,42 @@ TEST_F_TIMEOUT(churn, no_leak, LAZY_TIMEOUT)
 	      4 * lazy_leftovers_room(&self->t, &before));
 	TH_LOG("%ld exits", atomic_load(&self->tally->exits));
 	lazy_check_leftovers(_metadata, &self->t, &before);
+}
+
+/*
+ * Processes until fork() fails in the middle of making an mm, as in user-mode Linux
+ * where the host gives it no more files. What was made by then must be gone: the
+ * next ones find out.
+ */
+TEST_F_TIMEOUT(churn, crowd, LAZY_TIMEOUT)
+{
+	long i, nr, most = lazy_env("LAZY_TLB_CROWD", 0);
+	int round, error, status;
+	pid_t *pids;
+
+	if (!most)
+		SKIP(return, "LAZY_TLB_CROWD does not say how many processes are too many");
+	pids = calloc(most, sizeof(*pids));
+	ASSERT_NE(NULL, pids);
+	for (round = 0; round < 3; round++) {
+		for (error = 0, nr = 0; nr < most; nr++) {
+			pids[nr] = fork();
+			if (!pids[nr])
+				for (;;)
+					pause();
+			if (pids[nr] < 0) {
+				error = errno;
+				break;
+			}
+		}
+		for (i = 0; i < nr; i++)
+			EXPECT_EQ(0, kill(pids[i], SIGKILL));
+		for (i = 0; i < nr; i++)
+			EXPECT_EQ(pids[i], waitpid(pids[i], &status, 0));
+		TH_LOG("%ld processes, then: %s", nr, strerror(error));
+		EXPECT_NE(0, error);
+	}
+	free(pids);
 }
 
 int main(int argc, char **argv)

@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * KUnit tests of what a CPU remembers as the last user mm, by which
+ * cond_mitigation() decides about an IBPB.
+ *
+ * They run at boot, before the first process. So no user task switches to an mm
+ * in between, and nothing else changes what the CPU remembers.
+ */
+#include <kunit/test.h>
+#include <linux/cpufeature.h>
+#include <linux/irqflags.h>
+#include <linux/kthread.h>
+#include <linux/mmu_context.h>
+#include <linux/preempt.h>
+#include <linux/sched.h>
+#include <linux/sched/mm.h>
+#include <linux/sched/task.h>
+
+#include <asm/tlbflush.h>
+
+static struct mm_struct *new_mm(struct kunit *test)
+{
+	struct mm_struct *mm;
+
+	if (boot_cpu_has(X86_FEATURE_XENPV))
+		kunit_skip(test, "Xen PV wants to be told of an mm before it is used");
+	mm = mm_alloc();
+	KUNIT_ASSERT_NOT_NULL(test, mm);
+	return mm;
+}
+
+/* The context ID; below it are the two bits of TIF_SPEC_*. */
+static u64 last_user_ctx_id(void)
+{
+	return this_cpu_read(cpu_tlbstate.last_user_mm_spec) >> 2;
+}
+
+/*
+ * An mm at the address of a freed mm must not be taken for it. Whose address is
+ * used again is up to the slab allocator, so give an mm another context instead:
+ * that is all by which the two could be told apart.
+ */
+static void mm_at_the_same_address_is_another(struct kunit *test)
+{
+	struct mm_struct *mm = new_mm(test);
+	u64 first, first_id, second = 0;
+	int error;
+
+	migrate_disable();
+	first_id = mm->context.ctx_id;
+	kthread_use_mm(mm);
+	first = last_user_ctx_id();
+	kthread_unuse_mm(mm);
+
+	/* To init_mm, or the next switch would be none. */
+	scoped_guard(irqsave)
+		leave_mm();
+	destroy_context(mm);
+	error = init_new_context(current, mm);
+	if (!error) {
+		kthread_use_mm(mm);
+		second = last_user_ctx_id();
+		kthread_unuse_mm(mm);
+	}
+	migrate_enable();
+
+	KUNIT_EXPECT_EQ(test, error, 0);
+	KUNIT_EXPECT_EQ(test, first, first_id);
+	KUNIT_EXPECT_EQ(test, second, mm->context.ctx_id);
+	KUNIT_EXPECT_NE(test, first, second);
+	mmput(mm);
+}
+
+/* After exec the CPU remembers the mm that runs, not the one that it replaced. */
+static void exec_switches_between_mms(struct kunit *test)
+{
+	struct mm_struct *old = new_mm(test), *new = new_mm(test);
+	u64 before, after;
+
+	migrate_disable();
+	kthread_use_mm(old);
+	before = last_user_ctx_id();
+
+	/* What exec_mmap() does. */
+	mmgrab(new);
+	task_lock(current);
+	local_irq_disable();
+	current->active_mm = new;
+	current->mm = new;
+	activate_mm(old, new);
+	local_irq_enable();
+	task_unlock(current);
+	mmdrop(old);
+
+	after = last_user_ctx_id();
+	kthread_unuse_mm(new);
+	migrate_enable();
+
+	KUNIT_EXPECT_EQ(test, before, old->context.ctx_id);
+	KUNIT_EXPECT_EQ(test, after, new->context.ctx_id);
+	mmput(old);
+	mmput(new);
+}
+
+static struct kunit_case tlb_test_cases[] = {
+	KUNIT_CASE(mm_at_the_same_address_is_another),
+	KUNIT_CASE(exec_switches_between_mms),
+	{}
+};
+
+static struct kunit_suite tlb_test_suite = {
+	.name = "x86_tlb",
+	.test_cases = tlb_test_cases,
+};
+
+kunit_test_suite(tlb_test_suite);
