@@ -12,7 +12,8 @@ int guest_status;
 const char * const guest_cross_call[] = {
 	"Function call interrupts",	/* x86, arm64 */
 	"ipi call function",		/* powerpc, as an interrupt of its own */
-	"Doorbell interrupts",		/* powerpc */
+	"Doorbell interrupts",		/* powerpc, all kinds */
+	"XIVE-IPI",			/* powerpc, all kinds */
 	"[EXT] External Call",		/* s390 */
 	"[EXT] Emergency Signal",	/* s390 */
 	NULL

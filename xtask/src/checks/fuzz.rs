@@ -213,6 +213,7 @@ impl Fuzzer<'_> {
             firmware: None,
             silence: Some(SILENCE),
             kunit: false,
+            until_red: false,
         };
         let append =
             format!("LAZY_TLB_SEED={seed} LAZY_TLB_FUZZ={seconds} LAZY_TLB_FUZZ_EACH={each}");

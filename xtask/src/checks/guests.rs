@@ -249,6 +249,8 @@ pub struct TestGuest<'a> {
     pub silence: Option<Duration>,
     /// Whether KUnit runs, which goes through all policies by itself.
     pub kunit: bool,
+    /// Whether the first test that fails ends it.
+    pub until_red: bool,
 }
 
 impl<'a> TestGuest<'a> {
@@ -268,12 +270,17 @@ impl<'a> TestGuest<'a> {
             firmware: None,
             silence: None,
             kunit: true,
+            until_red: false,
         })
     }
 
-    /// The same with so many seconds for a program, where a guest that hangs is no surprise.
-    pub fn impatient(self, program: u64) -> Self {
-        TestGuest { program, ..self }
+    /// The same with so many seconds for a program, where the first test that fails is enough.
+    pub fn until_red(self, program: u64) -> Self {
+        TestGuest {
+            program,
+            until_red: true,
+            ..self
+        }
     }
 
     /// Runs every test under a policy; `append` has more words for the first process.
@@ -335,6 +342,7 @@ impl<'a> TestGuest<'a> {
             timeout: TEST_TIMEOUT * variant.patience + 10 * longer,
             silence: self.silence.unwrap_or(silence),
             firmware: self.firmware,
+            until_red: self.until_red,
             ..self.vm.guest(initramfs, log)
         }
         .boot()

@@ -358,7 +358,7 @@ fn in_guest(
     // The same folder as `shop.tree`: kbuild goes on from what it has.
     git::mutated(&project.cache, &shop.base, all, &mutant.patch)?;
     let built = Built::build(project, shop, kind.arch(), &Variant::TEST)?;
-    let guest = TestGuest::new(project, shop, kind, &built)?.impatient(PROGRAM_TIMEOUT);
+    let guest = TestGuest::new(project, shop, kind, &built)?.until_red(PROGRAM_TIMEOUT);
     let words = format!("{STOP} {}", mutant.words);
     let (report, cases) = guest.run(policy, words.trim(), &format!("mutant-{}", mutant.name))?;
     Ok(Red::of_guest(&report, &cases))

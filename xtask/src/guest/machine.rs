@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
@@ -13,6 +13,7 @@ use clap::Args;
 
 use crate::guest::console::{self, End};
 use crate::guest::initramfs::write_initramfs;
+use crate::guest::ktap;
 use crate::host::arch::{Arch, Firmware};
 use crate::host::cache::Cache;
 use crate::host::failure::{fail, Exit};
@@ -75,6 +76,8 @@ pub struct Guest<'a> {
     pub firmware: Option<&'static Firmware>,
     /// Whether its clock goes by instructions, for which the CPUs have to take turns.
     pub icount: bool,
+    /// Whether the first test that fails ends it.
+    pub until_red: bool,
     pub more: Vec<OsString>,
 }
 
@@ -100,6 +103,7 @@ impl<'a> Guest<'a> {
             echo: false,
             firmware: None,
             icount: false,
+            until_red: false,
             more: Vec::new(),
         }
     }
@@ -202,31 +206,38 @@ impl<'a> Guest<'a> {
 
         let started = Instant::now();
         let mut console = Vec::new();
-        let mut take = |bytes: Vec<u8>| -> Result<()> {
+        let mut take = |bytes: Vec<u8>| -> Result<bool> {
             log.write_all(&bytes).context("writing the console's log")?;
             if self.echo {
                 let mut stdout = std::io::stdout();
                 stdout.write_all(&bytes)?;
                 stdout.flush()?;
             }
+            let from = console.len();
             console.extend(bytes);
-            Ok(())
+            Ok(self.until_red && is_red(&console, from))
         };
+        let mut red = false;
         let end = loop {
             let left = self.timeout.saturating_sub(started.elapsed());
             match from_guest.recv_timeout(left.min(self.silence)) {
-                Ok(bytes) => take(bytes)?,
+                Ok(bytes) => red = take(bytes)?,
                 Err(RecvTimeoutError::Disconnected) => break End::Exited,
                 Err(RecvTimeoutError::Timeout) if left <= self.silence => {
                     break End::TimedOut(self.timeout)
                 }
                 Err(RecvTimeoutError::Timeout) => break End::Silent(self.silence),
             }
+            if red {
+                break End::Exited;
+            }
             if started.elapsed() >= self.timeout {
                 break End::TimedOut(self.timeout);
             }
         };
-        if end != End::Exited {
+        if red {
+            kill_group(&child);
+        } else if end != End::Exited {
             // Where do its CPUs hang?
             if let Some(stdin) = &mut child.stdin {
                 let (asked, patience) = (Instant::now(), ANSWER.min(self.silence));
@@ -246,9 +257,7 @@ impl<'a> Guest<'a> {
                     }
                 }
             }
-            if let Some(pid) = rustix::process::Pid::from_raw(child.id() as i32) {
-                let _ = rustix::process::kill_process_group(pid, rustix::process::Signal::KILL);
-            }
+            kill_group(&child);
         }
         let status = spent::wait(&mut child, &qemu)?;
         let complaint = complaint.join().unwrap_or_default();
@@ -261,6 +270,23 @@ impl<'a> Guest<'a> {
         }
         let text = String::from_utf8_lossy(&console).replace('\r', "");
         Ok(console::Report::new(text, end, self.smp, &self.log))
+    }
+}
+
+/// Whether a test has failed by what is new on a console from there on.
+fn is_red(console: &[u8], from: usize) -> bool {
+    let newline = |text: &[u8]| text.iter().rposition(|c| *c == b'\n');
+    // The line that was not whole yet is new.
+    let (from, whole) = (newline(&console[..from]), newline(console));
+    let new = &console[from.unwrap_or(0)..whole.unwrap_or(0)];
+    let new = String::from_utf8_lossy(new).replace('\r', "");
+    ktap::course(&new).failed.is_some()
+}
+
+/// Ends a process and what it has started.
+fn kill_group(leader: &Child) {
+    if let Some(pid) = rustix::process::Pid::from_raw(leader.id() as i32) {
+        let _ = rustix::process::kill_process_group(pid, rustix::process::Signal::KILL);
     }
 }
 
@@ -395,6 +421,24 @@ pub mod tests {
         let asked = "head -c 3 | grep -q bl && echo Show backtrace of all active CPUs";
         let report = boot_script(&format!("{asked} && echo cpu 0; sleep 60"), 4, 1).unwrap();
         assert_eq!(report.backtraces(), Some("cpu 0"));
+    }
+
+    #[test]
+    fn a_guest_whose_test_fails_is_ended_where_that_is_enough() {
+        let dir = tempfile::tempdir().unwrap();
+        let script = "echo \"[ 1.0]    ok 1 good\"; echo \"[ 1.1]    not ok 2 bad\"; sleep 60";
+        let arch = scripted(dir.path(), script);
+        let files = [Path::new("bzImage"), Path::new("initramfs")];
+        let log = dir.path().join("console.log");
+        let guest = Guest {
+            until_red: true,
+            ..Guest::of(arch, "tcg", files[0], files[1], log)
+        };
+        let started = Instant::now();
+        let report = guest.boot().unwrap();
+        assert!(started.elapsed() < Duration::from_secs(30));
+        let failed = ktap::course(&report.text).failed;
+        assert!(failed.is_some_and(|test| test.contains("bad")));
     }
 
     fn exit_of(report: console::Report) -> (Exit, String) {
