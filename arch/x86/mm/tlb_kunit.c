@@ -4,7 +4,8 @@
  * cond_mitigation() decides about an IBPB.
  *
  * They run at boot, before the first process. So no user task switches to an mm
- * in between, and nothing else changes what the CPU remembers.
+ * in between, and nothing else changes what the CPU remembers. Where they are run
+ * again, by debugfs, a task that comes in between may hide a bug.
  */
 #include <kunit/test.h>
 #include <linux/cpufeature.h>

@@ -475,7 +475,7 @@ impl<'a> CountingGuest<'a> {
             .take(policies.len() * rounds as usize);
         ensure!(
             ran.clone().eq(asked) && sections.len() == told.len(),
-            "the policies were {:?}, asked were {policies:?}",
+            "the policies were {:?}, asked were {policies:?} (a kernel without the option has `--policy off`)",
             ran.collect::<Vec<_>>()
         );
         let mut samples = Vec::new();
@@ -552,12 +552,17 @@ pub fn run(
     };
     let path = match json {
         Some(path) => path.to_owned(),
-        None => of_this_machine(&project.repo)?.join(format!(
-            "{FILES}{}-{}{}.json",
-            arch.name,
-            options.cpus,
-            options.of_load("-")
-        )),
+        None => {
+            let usual = build.variant == options.variant();
+            let variant = if usual { "" } else { build.variant };
+            let more = variant.trim_start_matches("lines");
+            of_this_machine(&project.repo)?.join(format!(
+                "{FILES}{}-{}{}{more}.json",
+                arch.name,
+                options.cpus,
+                options.of_load("-")
+            ))
+        }
     };
     let text = serde_json::to_string(&results)?.replace("},{", "},\n{") + "\n";
     sh::write_whole(&path, text.as_bytes())?;
