@@ -6,10 +6,9 @@
  *
  * LAZY_TLB_TEST_TIMEOUT, seconds for one program (it gets more where
  * LAZY_TLB_SECONDS asks it to run for long); LAZY_TLB_ONLY, the only program to
- * run, or one test of it, as in churn:fork_exit; LAZY_TLB_STOP=1 to end after the
- * first program that fails; LAZY_TLB_KEXEC=1 to go on to the kernel and the
- * initramfs in /kexec in the end. Programs read their environment themselves:
- * LAZY_TLB_SEED and LAZY_TLB_SECONDS above all.
+ * run, or one test of it, as in churn:fork_exit; LAZY_TLB_KEXEC=1 to go on to the
+ * kernel and the initramfs in /kexec in the end. Programs read their environment
+ * themselves: LAZY_TLB_SEED and LAZY_TLB_SECONDS above all.
  */
 #include "init.h"
 
@@ -305,7 +304,6 @@ void tests(void)
 		       2 * lazy_env("LAZY_TLB_SECONDS", 0);
 	char *only = getenv("LAZY_TLB_ONLY");
 	char *test = only ? strchr(only, ':') : NULL;
-	bool stop = lazy_env("LAZY_TLB_STOP", 0);
 	struct dirent **programs;
 	struct lazy_cpus home;
 	struct stock before;
@@ -330,7 +328,7 @@ void tests(void)
 	take_stock(&before);
 	guest_line("KTAP version 1");
 	guest_line("1..%d", nr);
-	for (i = 0; i < nr && !(stop && guest_status); i++) {
+	for (i = 0; i < nr; i++) {
 		if (only && strcmp(programs[i]->d_name, only))
 			guest_line("ok %d selftests: lazy_tlb: %s # SKIP not asked for",
 				   i + 1, programs[i]->d_name);

@@ -553,15 +553,10 @@ pub fn run(
     let path = match json {
         Some(path) => path.to_owned(),
         None => {
-            let usual = build.variant == options.variant();
-            let variant = if usual { "" } else { build.variant };
-            let more = variant.trim_start_matches("lines");
-            of_this_machine(&project.repo)?.join(format!(
-                "{FILES}{}-{}{}{more}.json",
-                arch.name,
-                options.cpus,
-                options.of_load("-")
-            ))
+            let load = options.of_load("-");
+            let more = unlike(options.variant(), build.variant);
+            let name = format!("{FILES}{}-{}{load}{more}.json", arch.name, options.cpus);
+            of_this_machine(&project.repo)?.join(name)
         }
     };
     let text = serde_json::to_string(&results)?.replace("},{", "},\n{") + "\n";
@@ -570,9 +565,22 @@ pub fn run(
     Ok(())
 }
 
+/// What tells a variant from the usual one in the name of a file.
+fn unlike(usual: &str, variant: &str) -> String {
+    let more = variant.strip_prefix(usual).map(str::to_owned);
+    more.unwrap_or_else(|| format!("-{variant}"))
+}
+
 #[cfg(test)]
 pub mod tests {
     use super::*;
+
+    #[test]
+    fn another_variant_is_in_the_name_of_the_file() {
+        assert_eq!(unlike("lines", "lines"), "");
+        assert_eq!(unlike("lines", "lines-off"), "-off");
+        assert_eq!(unlike("loads", "test"), "-test");
+    }
 
     fn sample(policy: &str, boot: u32, what: &str, case: &str, value: f64) -> Sample {
         Sample {
