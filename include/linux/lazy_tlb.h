@@ -131,7 +131,8 @@ lazy_tlb_return(struct mm_struct *mm)
 		return mm;
 	/*
 	 * Nobody counts init_mm. Pairs with the barriers of membarrier(2): what
-	 * was stored to rq->curr comes before what user space does.
+	 * was stored to rq->curr, or to ->mm in kthread_use_mm(), comes before
+	 * what user space does.
 	 */
 	smp_mb();
 	return NULL;

@@ -9,7 +9,7 @@ use anyhow::Result;
 use clap::Args;
 use serde::Serialize;
 
-use crate::checks::guests::{Built, TestGuest, Variant};
+use crate::checks::guests::{self, Built, TestGuest, Variant};
 use crate::checks::litmus;
 use crate::guest::console::{End, Report};
 use crate::guest::ktap;
@@ -64,13 +64,15 @@ pub struct Mutant {
     /// The bug: what it is as the subject, and the change.
     pub patch: Patch,
     shown: Shown,
+    /// How the guest's kernel is built.
+    variant: &'static Variant,
     /// More words for the kernel's command line, for a bug that takes longer to show.
     words: String,
 }
 
 impl Mutant {
-    /// Reads a mutant: a patch whose message has `Arch:`, `Policy:` where that is another than the
-    /// default, and `Words:` for the kernel's command line.
+    /// Reads a mutant: a patch whose message has `Arch:`, `Policy:` and `Variant:` where those are others
+    /// than the default, and `Words:` for the kernel's command line.
     fn parse(name: &str, text: &str) -> Result<Self> {
         let entry = Entry::new(format!("{name}.patch"));
         let patch = Patch::parse(DIR, entry, text)?;
@@ -78,7 +80,7 @@ impl Mutant {
             fail(
                 Exit::Patch,
                 format!("{DIR}/{name}.patch: {what}"),
-                "a mutant is a patch whose message has `Arch:` and may have `Policy:` and `Words:`",
+                "a mutant is a patch whose message has `Arch:` and may have `Policy:`, `Variant:` and `Words:`",
             )
         };
         let value = |key: &str| {
@@ -98,12 +100,24 @@ impl Mutant {
             None if arch == LITMUS => Shown::Litmus,
             None => return Err(bad(format!("there is no guest {arch}"))),
         };
+        let variant = match value("Variant:") {
+            None => &Variant::TEST,
+            Some(name) => guests::VARIANTS
+                .iter()
+                .find(|variant| variant.name == name)
+                .ok_or_else(|| bad(format!("there is no variant {name}")))?,
+        };
+        if let Shown::Guest(kind, _) = shown {
+            let unfit = |_| bad(format!("{} is not for {}", variant.name, kind.name));
+            variant.check(kind.arch()).map_err(unfit)?;
+        }
         if patch.touches().is_empty() {
             return Err(bad("it changes nothing".into()));
         }
         Ok(Mutant {
             name: name.into(),
             shown,
+            variant,
             words: value("Words:").unwrap_or_default().to_owned(),
             patch,
         })
@@ -120,7 +134,7 @@ impl Mutant {
     /// The same with the policy, for a person.
     fn guest(&self) -> String {
         match self.shown {
-            Shown::Guest(kind, policy) => format!("{}, {policy}", kind.name),
+            Shown::Guest(kind, policy) => format!("{}, {policy}", self.variant.guest(kind.name)),
             Shown::Litmus => LITMUS.into(),
         }
     }
@@ -355,7 +369,7 @@ fn in_guest(
 ) -> Result<Red> {
     // The same folder as `shop.tree`: kbuild goes on from what it has.
     git::mutated(&project.cache, &shop.base, all, &mutant.patch)?;
-    let built = Built::build(project, shop, kind.arch(), &Variant::TEST)?;
+    let built = Built::build(project, shop, kind.arch(), mutant.variant)?;
     let guest = TestGuest::new(project, shop, kind, &built)?.until_red(PROGRAM_TIMEOUT);
     let (report, cases) = guest.run(policy, &mutant.words, &format!("mutant-{}", mutant.name))?;
     Ok(Red::of_guest(&report, &cases))
@@ -438,8 +452,11 @@ mod tests {
             ("powerpc-hash", "powerpc-hash, shootdown")
         );
         assert_eq!(plain.patch.subject, "fork: forget it");
-        let other = mutant("a", "Arch: x86_64\nPolicy: handover\nWords: A=1 B=2");
-        assert_eq!(other.guest(), "x86_64, handover");
+        let other = mutant(
+            "a",
+            "Arch: x86_64\nPolicy: handover\nVariant: kasan\nWords: A=1 B=2",
+        );
+        assert_eq!(other.guest(), "kasan/x86_64, handover");
         assert_eq!((&*plain.words, &*other.words), ("", "A=1 B=2"));
         assert_eq!(mutant("a", "Arch: litmus").guest(), "litmus");
     }
@@ -453,6 +470,8 @@ mod tests {
             // That is two guests.
             (text("Arch: powerpc"), "no guest powerpc"),
             (text("Arch: s390\nPolicy: bogus"), "no policy bogus"),
+            (text("Arch: s390\nVariant: bogus"), "no variant bogus"),
+            (text("Arch: s390\nVariant: kasan"), "not for s390"),
             (no_diff, "changes nothing"),
             ("Arch: s390\n---\n".into(), "no Subject"),
         ] {

@@ -30,7 +30,11 @@ pub fn wait(child: &mut Child, command: &Command) -> io::Result<ExitStatus> {
 
 /// The program, and the architecture that it is run for.
 fn purpose(command: &Command) -> String {
-    let program = command.get_program().to_string_lossy();
+    // Not what only starts another.
+    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    let mut words =
+        words.filter(|word| *word != "prlimit" && !word.to_string_lossy().starts_with('-'));
+    let program = words.next().unwrap_or_default().to_string_lossy();
     let program = program.rsplit('/').next().unwrap_or_default();
     let arch = command
         .get_args()
@@ -87,6 +91,9 @@ mod tests {
         make.args(["-C", "/tree", "ARCH=s390"]);
         assert_eq!(purpose(&make), "make ARCH=s390");
         assert_eq!(purpose(&Command::new("cargo")), "cargo");
+        let mut limited = Command::new("prlimit");
+        limited.args(["--nofile=256", "/cache/linux", "ncpus=4"]);
+        assert_eq!(purpose(&limited), "linux");
     }
 
     #[test]

@@ -153,6 +153,8 @@ impl<'a> Build<'a> {
         set("KBUILD_BUILD_TIMESTAMP", &"2026-01-01");
         set("KBUILD_BUILD_USER", &"lazy-tlb");
         set("KBUILD_BUILD_HOST", &"localhost");
+        // The libraries of Rust's macros run for a second, and took half a minute to optimise.
+        set("HOSTRUSTFLAGS", &"-Copt-level=0");
         make.env("CCACHE_DIR", &self.ccache);
         // What a file includes is taken from the compiler, which lists it anyway, and not from a run of
         // the preprocessor for every file that is not there yet.

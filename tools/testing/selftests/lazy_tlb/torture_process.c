@@ -598,13 +598,12 @@ static bool unit_proc_mem(unsigned int *seed)
 	return true;
 }
 
-/* Others look at a process, and move it, while it takes another mm and ends. */
+/* Others look at a process while it takes another mm and ends. */
 static bool unit_watch(unsigned int *seed)
 {
 	int code = 3 + lazy_random(seed) % 100, status, fd;
 	char path[64], text[256];
 	pid_t pid, ended;
-	cpu_set_t set;
 
 	go_somewhere(seed);
 	pid = spawn();
@@ -612,10 +611,6 @@ static bool unit_watch(unsigned int *seed)
 		lazy_exec_self(code);
 	snprintf(path, sizeof(path), "/proc/%d/sched", pid);
 	do {
-		CPU_ZERO(&set);
-		CPU_SET(storm.cpus.cpu[lazy_random(seed) % storm.cpus.nr], &set);
-		if (sched_setaffinity(pid, sizeof(set), &set))
-			fail("sched_setaffinity: %s", strerror(errno));
 		fd = open(path, O_RDONLY | O_CLOEXEC);
 		if (fd >= 0) {
 			while (read(fd, text, sizeof(text)) > 0)
@@ -628,6 +623,71 @@ static bool unit_watch(unsigned int *seed)
 		fail("ended with %#x", status);
 	count(EXITS, 1);
 	count(EXECS, 1);
+	return true;
+}
+
+/* The kernel clears it when the first thread of a process ends. */
+static atomic_int first_thread;
+
+/* A thread that is the last to use its mm. */
+static void *outlive(void *cpu)
+{
+	lazy_pin(0, (intptr_t)cpu);
+	while (atomic_load(&first_thread))
+		;
+	/* Not exit_group(2), which would wake the other. */
+	syscall(SYS_exit, 0);
+	return NULL;
+}
+
+/*
+ * Others say where a thread may run, without a need to move it. Meanwhile it ends, and
+ * then another thread does, on a CPU that goes on with another process.
+ */
+static bool unit_affinity(unsigned int *seed)
+{
+	int first = lazy_random(seed) % storm.cpus.nr, us = lazy_random(seed) % 3000, status;
+	int cpu[3], i;
+	pid_t pid, next, ended;
+	pthread_t thread;
+	cpu_set_t set;
+	double end;
+
+	for (i = 0; i < 3; i++)
+		cpu[i] = storm.cpus.cpu[(first + i) % storm.cpus.nr];
+	lazy_pin(0, cpu[1]);
+	next = spawn();
+	if (!next)
+		for (;;)
+			;
+	lazy_pin(0, cpu[0]);
+	pid = spawn();
+	if (!pid) {
+		atomic_store(&first_thread, 1);
+		syscall(SYS_set_tid_address, &first_thread);
+		if (pthread_create(&thread, NULL, outlive, (void *)(intptr_t)cpu[1]))
+			fail("pthread_create failed");
+		/* Who has the lock of the runqueue does not keep it from ending. */
+		end = lazy_now() + us / 1e6;
+		while (lazy_now() < end)
+			;
+		syscall(SYS_exit, 0);
+	}
+	lazy_pin(0, cpu[2]);
+	do {
+		CPU_ZERO(&set);
+		CPU_SET(cpu[0], &set);
+		CPU_SET(storm.cpus.cpu[lazy_random(seed) % storm.cpus.nr], &set);
+		if (sched_setaffinity(pid, sizeof(set), &set))
+			fail("sched_setaffinity: %s", strerror(errno));
+		ended = waitpid(pid, &status, WNOHANG);
+	} while (!ended);
+	if (ended != pid || status)
+		fail("ended with %#x", status);
+	kill(next, SIGKILL);
+	reap_killed(next);
+	count(EXITS, 1);
+	count(THREADS, 1);
 	return true;
 }
 
@@ -880,6 +940,7 @@ const struct ingredient process_ingredients[] = {
 	{ .name = "ptrace", .unit = unit_ptrace, .lacks = lacks_ptrace },
 	{ .name = "proc_mem", .unit = unit_proc_mem, .lacks = lacks_proc_mem },
 	{ .name = "watch", .unit = unit_watch },
+	{ .name = "affinity", .unit = unit_affinity },
 	{ .name = "poke", .unit = unit_poke, .lacks = lacks_proc_mem },
 	{ .name = "membarrier_private", .unit = unit_membarrier, .lacks = lacks_membarrier,
 	  .command = MEMBARRIER_CMD_PRIVATE_EXPEDITED },
