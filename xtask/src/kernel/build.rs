@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -36,6 +37,27 @@ pub fn variants(repo: &Path) -> Result<Vec<String>> {
     Ok(names)
 }
 
+/// The compiler behind ccache, as a script in the cache. ccache does not look into a file that another one
+/// takes in by `.incbin`, such as the kernel in its boot image, and would give back an old one of the same
+/// size: those of assembler, and the two of C that do so, are compiled every time.
+fn compiler(cache: &Cache, llvm: &str) -> Result<PathBuf> {
+    let path = cache.path(format!("cc{llvm}"));
+    let text = format!(
+        "#!/bin/sh\ncase \"$*\" in\n*.S | */configs.c | */kheaders.c) exec clang{llvm} \"$@\" ;;\nesac\n\
+         exec ccache clang{llvm} \"$@\"\n"
+    );
+    if fs::read_to_string(&path).is_ok_and(|present| present == text) {
+        return Ok(path);
+    }
+    let file = tempfile::Builder::new()
+        .permissions(fs::Permissions::from_mode(0o755))
+        .tempfile_in(cache.dir("")?)?;
+    fs::write(file.path(), text)?;
+    // Closed, or it could not be run.
+    file.into_temp_path().persist(&path)?;
+    Ok(path)
+}
+
 /// A program that builds something, without what a person's shell or an outer make may set.
 pub fn builder(program: impl AsRef<std::ffi::OsStr>) -> Command {
     let mut command = Command::new(program);
@@ -60,6 +82,7 @@ pub struct Build<'a> {
     pub out: PathBuf,
     source: Source,
     tools: &'a Tools,
+    compiler: PathBuf,
     ccache: PathBuf,
     /// Changes whenever the configuration could; none where that cannot be known.
     inputs: Option<String>,
@@ -127,6 +150,7 @@ impl<'a> Build<'a> {
             out,
             source,
             tools,
+            compiler: compiler(cache, &tools.llvm)?,
             ccache: cache.dir("ccache")?,
             inputs: None,
             optional: BTreeSet::new(),
@@ -148,7 +172,7 @@ impl<'a> Build<'a> {
         };
         set("O", &self.out);
         set("ARCH", &self.arch.name);
-        set("CC", &format!("ccache clang{}", tools.llvm));
+        set("CC", &self.compiler);
         // The same sources give the same image, and ccache finds what it has.
         set("KBUILD_BUILD_TIMESTAMP", &"2026-01-01");
         set("KBUILD_BUILD_USER", &"lazy-tlb");
@@ -373,6 +397,38 @@ mod tests {
             refused(&[common, variant], config),
             ["CONFIG_KUNIT=y (is n)", "CONFIG_NR_CPUS=8 (is 64)"]
         );
+    }
+
+    #[test]
+    fn what_takes_in_another_file_is_never_had_from_ccache() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = Cache::at(dir.path().join("cache")).unwrap();
+        let script = compiler(&cache, "-19").unwrap();
+        assert_eq!(compiler(&cache, "-19").unwrap(), script);
+        for name in ["ccache", "clang-19"] {
+            let path = dir.path().join(name);
+            fs::write(&path, format!("#!/bin/sh\necho {name} \"$@\"\n")).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        }
+        let said = |source: &str| {
+            let mut command = Command::new(&script);
+            command.env("PATH", format!("{}:/usr/bin:/bin", dir.path().display()));
+            let output = command.args(["-c", "-o", "x.o", source]).output().unwrap();
+            String::from_utf8(output.stdout).unwrap()
+        };
+        for direct in [
+            "boot/piggy.S",
+            "/tree/kernel/configs.c",
+            "/tree/kernel/kheaders.c",
+        ] {
+            assert_eq!(said(direct), format!("clang-19 -c -o x.o {direct}\n"));
+        }
+        for cached in ["/tree/kernel/fork.c", "/tree.S/mm/mmap.c", "-S"] {
+            assert_eq!(
+                said(cached),
+                format!("ccache clang-19 -c -o x.o {cached}\n")
+            );
+        }
     }
 
     #[test]
