@@ -7,6 +7,8 @@
  */
 #include "init.h"
 
+#include <elf.h>
+
 int guest_status;
 
 const char * const guest_cross_call[] = {
@@ -167,6 +169,33 @@ static void say_mmu(void)
 		fclose(file);
 }
 
+/* Which kernel this is: its build ID, one of the notes of vmlinux. */
+static void say_kernel(void)
+{
+	unsigned char notes[4096];
+	size_t at = 0, name, i;
+	int fd = open("/sys/kernel/notes", O_RDONLY | O_CLOEXEC);
+	ssize_t n = fd < 0 ? 0 : read(fd, notes, sizeof(notes));
+	char id[2 * 64 + 1] = "";
+	Elf32_Nhdr head;	/* the same as Elf64_Nhdr */
+
+	if (fd >= 0)
+		close(fd);
+	while (n > 0 && at + sizeof(head) <= (size_t)n) {
+		memcpy(&head, notes + at, sizeof(head));
+		name = at + sizeof(head);
+		at = name + ((head.n_namesz + 3) & ~3);
+		if (head.n_type == NT_GNU_BUILD_ID && head.n_descsz <= 64 &&
+		    at + head.n_descsz <= (size_t)n && !memcmp(notes + name, "GNU", 4)) {
+			for (i = 0; i < head.n_descsz; i++)
+				sprintf(id + 2 * i, "%02x", notes[at + i]);
+			guest_line("lazy-tlb-guest: build_id=%s", id);
+			return;
+		}
+		at += (head.n_descsz + 3) & ~3;
+	}
+}
+
 static const struct {
 	const char *name;
 	void (*fn)(void);
@@ -207,6 +236,7 @@ int main(int argc, char **argv)
 	mount_on("/tmp", "tmpfs");
 	guest_line("lazy-tlb-guest: cpus=%ld", sysconf(_SC_NPROCESSORS_ONLN));
 	say_mmu();
+	say_kernel();
 	lazy_read_file("/workload", name, sizeof(name));
 	for (i = 0; i < sizeof(workloads) / sizeof(*workloads); i++) {
 		if (strcmp(workloads[i].name, name))

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use clap::Args;
+use object::Object as _;
 
 use crate::guest::console::{self, End};
 use crate::guest::initramfs::write_initramfs;
@@ -269,8 +270,32 @@ impl<'a> Guest<'a> {
             ));
         }
         let text = String::from_utf8_lossy(&console).replace('\r', "");
-        Ok(console::Report::new(text, end, self.smp, &self.log))
+        let report = console::Report::new(text, end, self.smp, &self.log);
+        check_kernel(&report, self.image)?;
+        Ok(report)
     }
+}
+
+/// Whether the kernel that ran is the one that was built: a boot image has a copy of it, which may be old.
+fn check_kernel(report: &console::Report, image: &Path) -> Result<()> {
+    let said = report.values("lazy-tlb-guest").remove("build_id");
+    // The outermost: s390's boot image is made of another one of that name.
+    let built = image.ancestors().skip(1).map(|dir| dir.join("vmlinux"));
+    let built = built.filter(|path| path.is_file()).last();
+    let (Some(ran), Some(vmlinux)) = (said, built) else {
+        return Ok(());
+    };
+    let data = fs::read(&vmlinux).with_context(|| format!("reading {}", vmlinux.display()))?;
+    let id = object::File::parse(&*data)?.build_id()?.unwrap_or_default();
+    let id: String = id.iter().map(|byte| format!("{byte:02x}")).collect();
+    if id == ran {
+        return Ok(());
+    }
+    Err(fail(
+        Exit::Guest,
+        format!("the guest ran kernel {ran}, and {id} was built"),
+        format!("delete the folder of {} and build again", vmlinux.display()),
+    ))
 }
 
 /// Whether a test has failed by what is new on a console from there on.
@@ -414,6 +439,31 @@ pub mod tests {
             )
         }
         .boot()
+    }
+
+    #[test]
+    fn a_guest_that_ran_another_kernel_than_the_one_that_was_built_is_found() {
+        let dir = tempfile::tempdir().unwrap();
+        let image = dir.path().join("arch/x86/boot/bzImage");
+        let own = fs::read("/proc/self/exe").unwrap();
+        let id = object::File::parse(&*own).unwrap().build_id().unwrap();
+        let id: String = id
+            .unwrap_or_default()
+            .iter()
+            .map(|b| format!("{b:02x}"))
+            .collect();
+        let check = |said: &str| {
+            let text = format!("lazy-tlb-guest: cpus=4\n{said}\n");
+            let report = console::Report::new(text, End::Exited, 4, Path::new("log"));
+            check_kernel(&report, &image)
+        };
+        let other = "lazy-tlb-guest: build_id=00ff";
+        assert!(check(other).is_ok(), "there is nothing to compare with");
+        fs::write(dir.path().join("vmlinux"), own).unwrap();
+        assert!(check(&format!("lazy-tlb-guest: build_id={id}")).is_ok());
+        assert!(check("").is_ok(), "it has not come so far");
+        let error = check(other).unwrap_err().to_string();
+        assert!(error.contains("ran kernel 00ff"), "{error}");
     }
 
     #[test]
