@@ -234,9 +234,9 @@ int main(int argc, char **argv)
 	mount_on("/sys", "sysfs");
 	mount_on("/sys/kernel/debug", "debugfs");
 	mount_on("/tmp", "tmpfs");
+	say_kernel();
 	guest_line("lazy-tlb-guest: cpus=%ld", sysconf(_SC_NPROCESSORS_ONLN));
 	say_mmu();
-	say_kernel();
 	lazy_read_file("/workload", name, sizeof(name));
 	for (i = 0; i < sizeof(workloads) / sizeof(*workloads); i++) {
 		if (strcmp(workloads[i].name, name))

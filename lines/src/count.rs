@@ -17,6 +17,13 @@ struct Cpu {
 /// An instruction: where it is, and what.
 pub type Insn = (u64, Kind);
 
+/// What is translated as one: where it is, how many instructions, how often it was run.
+struct Block {
+    at: u64,
+    insns: u64,
+    runs: u64,
+}
+
 /// Everything that is counted.
 pub struct Counts {
     directory: Directory,
@@ -24,6 +31,8 @@ pub struct Counts {
     cpus: Vec<Cpu>,
     insns: Vec<Insn>,
     numbers: HashMap<Insn, u32>,
+    blocks: Vec<Block>,
+    block_numbers: HashMap<(u64, u64), usize>,
     /// Between the marks.
     counting: bool,
     section: u32,
@@ -62,6 +71,8 @@ impl Counts {
             cpus: vec![Cpu::default(); CPUS],
             insns: Vec::new(),
             numbers: HashMap::new(),
+            blocks: Vec::new(),
+            block_numbers: HashMap::new(),
             counting: false,
             section: 0,
             turns: Turns {
@@ -80,10 +91,21 @@ impl Counts {
         })
     }
 
-    /// Some instructions are run; says whether it is the next CPU's turn.
-    pub fn run(&mut self, cpu: usize, insns: u64) -> bool {
-        self.cpus[cpu].insns += insns;
-        self.turns.pass(insns)
+    /// The number of a block.
+    pub fn block(&mut self, at: u64, insns: u64) -> usize {
+        let blocks = &mut self.blocks;
+        *self.block_numbers.entry((at, insns)).or_insert_with(|| {
+            blocks.push(Block { at, insns, runs: 0 });
+            blocks.len() - 1
+        })
+    }
+
+    /// A block is run; says whether it is the next CPU's turn.
+    pub fn run(&mut self, cpu: usize, block: usize) -> bool {
+        let block = &mut self.blocks[block];
+        block.runs += 1;
+        self.cpus[cpu].insns += block.insns;
+        self.turns.pass(block.insns)
     }
 
     /// An instruction that is not plain is run.
@@ -109,6 +131,7 @@ impl Counts {
     pub fn begin(&mut self) {
         self.directory.start();
         self.cpus.fill(Cpu::default());
+        self.blocks.iter_mut().for_each(|block| block.runs = 0);
         self.counting = true;
     }
 
@@ -128,6 +151,14 @@ impl Counts {
             let _ = writeln!(
                 text,
                 "what=cpu cpu={cpu} instructions={insns} atomics={atomics} barriers={barriers}"
+            );
+        }
+        for block in self.blocks.iter().filter(|block| block.runs > 0) {
+            let Block { at, insns, runs } = block;
+            let instructions = insns * runs;
+            let _ = writeln!(
+                text,
+                "what=block address={at:#x} instructions={instructions}"
             );
         }
         let moved = |line: &&crate::model::Line| !line.causes.is_empty();
@@ -168,8 +199,11 @@ mod tests {
         let plain = counts.number((0x10, Kind::Plain));
         let atomic = counts.number((0x20, Kind::Atomic));
         assert_eq!(counts.number((0x10, Kind::Plain)), plain);
+        let block = counts.block(0x10, 3);
+        assert_eq!(counts.block(0x10, 3), block);
+        assert_ne!(counts.block(0x10, 2), block);
         let write = |counts: &mut Counts, cpu, insn| {
-            counts.run(cpu, 3);
+            counts.run(cpu, block);
             counts.special(cpu, insn);
             counts.access(Access {
                 cpu,
@@ -187,6 +221,7 @@ mod tests {
             counts.end().unwrap(),
             "what=section number=1\n\
              what=cpu cpu=1 instructions=3 atomics=1 barriers=0\n\
+             what=block address=0x10 instructions=3\n\
              what=line address=0xf040 cpus=1 reads=0 writes=1\n\
              what=move address=0xf048 insn=0x20 exclusive=1 shared=0\n\
              what=end\n"
@@ -198,13 +233,15 @@ mod tests {
     fn turns_are_of_the_length_asked_for_and_the_seeds() {
         let turns = |seed| -> Vec<u64> {
             let mut counts = Counts::new(64, 100, seed);
-            (0..10_000).filter(|_| counts.run(0, 10)).collect()
+            let block = counts.block(0, 10);
+            (0..10_000).filter(|_| counts.run(0, block)).collect()
         };
         assert_eq!(turns(1), turns(1));
         assert_ne!(turns(1), turns(2));
         let nr = turns(1).len();
         assert!((800..1200).contains(&nr), "{nr} turns of 100 in 100000");
         let mut none = Counts::new(64, 0, 1);
-        assert!((0..1000).all(|_| !none.run(0, 10)));
+        let block = none.block(0, 10);
+        assert!((0..1000).all(|_| !none.run(0, block)));
     }
 }

@@ -281,11 +281,10 @@ fn as_data(number: usize) -> *mut c_void {
 
 extern "C" fn translate(_: Id, tb: *mut Tb) {
     let setup = setup();
+    let at = insns(tb).next().map_or(0, |(_, at)| at);
+    let block = with_counts(|counts| counts.block(at, insns(tb).count() as u64));
     // SAFETY: here and below: the emulator's own block and its instructions, while it translates them.
-    unsafe {
-        let nr = qemu_plugin_tb_n_insns(tb);
-        qemu_plugin_register_vcpu_tb_exec_cb(tb, run, NO_REGS, as_data(nr));
-    }
+    unsafe { qemu_plugin_register_vcpu_tb_exec_cb(tb, run, NO_REGS, as_data(block)) };
     for (insn, at) in insns(tb) {
         let kind = unsafe {
             let text = qemu_plugin_insn_disas(insn);
@@ -310,8 +309,8 @@ extern "C" fn translate(_: Id, tb: *mut Tb) {
     }
 }
 
-extern "C" fn run(_: c_uint, insns: *mut c_void) {
-    if with_counts(|counts| counts.run(number(), insns.addr() as u64)) {
+extern "C" fn run(_: c_uint, block: *mut c_void) {
+    if with_counts(|counts| counts.run(number(), block.addr())) {
         // SAFETY: an ordinary call. The next CPU gets its turn after this block.
         unsafe { cpu_exit(current()) };
     }

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::bench::layout::Layout;
 use crate::bench::load::{self, Load};
-use crate::bench::transfers::{averages, Section, Told};
+use crate::bench::transfers::{averages, Section, Told, RUN};
 use crate::guest::initramfs::GuestFile;
 use crate::guest::machine::{self, Append, Guest};
 use crate::host::arch::Arch;
@@ -225,6 +225,7 @@ impl Results {
         rows.extend([share, of_count, busier, of_kernel]);
         rows.extend([("instructions", "all"), own_cpu]);
         rows.extend([("atomics", "all"), ("barriers", "all"), counted]);
+        rows.extend(self.functions(unit).into_iter().map(|name| (RUN, name)));
         let is_there = |row: &(&str, &str)| {
             let is_it = |s: &Sample| s.unit == unit && (&*s.what, &*s.case) == *row;
             self.samples.iter().any(is_it)
@@ -241,6 +242,22 @@ impl Results {
                 .collect::<Vec<_>>()
         });
         table::of([unit].iter().chain(&policies), lines, &[0])
+    }
+
+    /// The functions of which one policy runs more than another, those with the greatest difference first.
+    fn functions(&self, unit: &str) -> Vec<&str> {
+        let of = |s: &&Sample| s.what == RUN && s.unit == unit;
+        let names: BTreeSet<&str> = self.samples.iter().filter(of).map(|s| &*s.case).collect();
+        let difference = |name: &str| {
+            let median = |p: &str| Spread::of(&self.samples, unit, p, RUN, name).map(|s| s.0);
+            let medians = self.policies().into_iter().map(median);
+            let mut medians: Vec<f64> = medians.map(Option::unwrap_or_default).collect();
+            medians.sort_by(f64::total_cmp);
+            medians.last().unwrap_or(&0.0) - medians.first().unwrap_or(&0.0)
+        };
+        let mut names: Vec<(f64, &str)> = names.into_iter().map(|n| (difference(n), n)).collect();
+        names.sort_by(|a, b| b.0.total_cmp(&a.0));
+        names.into_iter().take(TOP).map(|(_, name)| name).collect()
     }
 
     /// How often lines of these cases, the mm's among them, move, whatever that is counted per.

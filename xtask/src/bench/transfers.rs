@@ -14,6 +14,12 @@ const PREFIX: &str = "lazy-tlb-lines: ";
 const SWITCH: &str = "switch";
 /// Whose the lines are that programs move, and not the kernel.
 const USER: &str = "user space";
+/// An exit whose mm all other CPUs are lazy on: of that, it is told which functions run.
+const EXIT_OF_ALL: &str = "exit-all";
+/// What that is called.
+pub const RUN: &str = "instructions in";
+/// Of so many instructions, one is few.
+const FEW: u64 = 500;
 /// The transfers of which a load's `share` is.
 pub const MANY: &str = "lines of more than two CPUs";
 
@@ -132,6 +138,8 @@ pub struct Section {
     first_cpu: u64,
     atomics: u64,
     barriers: u64,
+    /// Where some were run, and how many.
+    blocks: Vec<(u64, u64)>,
     lines: Vec<Line>,
 }
 
@@ -154,6 +162,10 @@ impl Section {
                     }
                     section.atomics += number(&line, "atomics")?;
                     section.barriers += number(&line, "barriers")?;
+                }
+                "block" => {
+                    let instructions = number(&line, "instructions")?;
+                    section.blocks.push((hex(&line, "address")?, instructions));
                 }
                 "line" => section.lines.push(Line {
                     at: hex(&line, "address")?,
@@ -251,7 +263,25 @@ impl Section {
         if told.of_load {
             samples.extend(self.shares(layout, told));
         }
+        if told.name == EXIT_OF_ALL {
+            let functions = self.functions(layout).into_iter();
+            samples.extend(functions.map(|(name, count)| (RUN, name, per_trip(count))));
+        }
         samples
+    }
+
+    /// The instructions of each function, those of few left out.
+    fn functions(&self, layout: &Layout) -> BTreeMap<String, u64> {
+        let mut functions = BTreeMap::new();
+        for (at, instructions) in &self.blocks {
+            let name = match layout.is_code(*at) {
+                true => format!("{}()", layout.symbol(*at)),
+                false => USER.into(),
+            };
+            *functions.entry(name).or_default() += instructions;
+        }
+        functions.retain(|_, count| *count >= self.instructions / FEW);
+        functions
     }
 
     /// All moves of lines that more than two CPUs touch, whoever's they are, how many per cent of them are the mm's,
@@ -354,6 +384,10 @@ what=end
 what=section number=2
 what=cpu cpu=0 instructions=600 atomics=20 barriers=1
 what=cpu cpu=1 instructions=400 atomics=10 barriers=4
+what=block address=0x1180 instructions=300
+what=block address=0x1100 instructions=600
+what=block address=0x1200 instructions=1
+what=block address=0x700 instructions=99
 what=line address=0x1800 cpus=4 reads=9 writes=5
 what=move address=0x1804 insn=0x1100 exclusive=3 shared=2
 what=line address=0x9000 cpus=2 reads=9 writes=5
@@ -389,6 +423,18 @@ what=end
         let section = &Section::parse(WRITTEN).unwrap()[1];
         let samples = section.samples(&layout::tests::example(), &told[1]);
         assert!(samples.contains(&("instructions", "its own CPU".into(), 60.0)));
+        assert!(samples.iter().all(|(what, ..)| *what != RUN));
+    }
+
+    #[test]
+    fn an_exit_that_all_cpus_are_lazy_on_says_which_functions_run() {
+        let console = CONSOLE.replace("name=trip", "name=exit-all");
+        let told = Told::parse(&console).unwrap();
+        let section = &Section::parse(WRITTEN).unwrap()[1];
+        let mut samples = section.samples(&layout::tests::example(), &told[1]);
+        samples.retain(|(what, ..)| *what == RUN);
+        let of = |case: &str, value| (RUN, case.to_owned(), value);
+        assert_eq!(samples, [of("switch()", 90.0), of(USER, 9.9)]);
     }
 
     #[test]

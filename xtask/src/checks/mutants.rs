@@ -102,10 +102,10 @@ impl Mutant {
         };
         let variant = match value("Variant:") {
             None => &Variant::TEST,
-            Some(name) => guests::VARIANTS
-                .iter()
-                .find(|variant| variant.name == name)
-                .ok_or_else(|| bad(format!("there is no variant {name}")))?,
+            Some(name) => match guests::variants(name).as_deref() {
+                Ok([variant]) => variant,
+                _ => return Err(bad(format!("there is no variant {name}"))),
+            },
         };
         if let Shown::Guest(kind, _) = shown {
             let unfit = |_| bad(format!("{} is not for {}", variant.name, kind.name));
