@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result};
+use object::{Object, ObjectSymbol};
 use regex::Regex;
 
 use crate::host::failure::{fail, Exit};
@@ -156,6 +157,20 @@ impl Layout {
     pub fn mm_field(&self, at: u64) -> &str {
         field_at(&self.mm, at)
     }
+}
+
+/// Where the marks are in the workload of `bench lines`.
+pub fn marks(program: &Path) -> Result<String> {
+    let bytes = fs::read(program)?;
+    let file = object::File::parse(&*bytes)?;
+    let mark = |name: &str| {
+        let symbol = file.symbol_by_name(&format!("lines_{name}"));
+        let at = symbol
+            .with_context(|| format!("the workload has no lines_{name}"))?
+            .address();
+        anyhow::Ok(format!(",{name}={at:#x}"))
+    };
+    Ok([mark("arm")?, mark("begin")?, mark("end")?].concat())
 }
 
 #[cfg(test)]

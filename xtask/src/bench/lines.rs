@@ -8,11 +8,11 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{ensure, Context, Result};
+use anyhow::{ensure, Result};
 use clap::Args;
 use serde::{Deserialize, Serialize};
 
-use crate::bench::layout::Layout;
+use crate::bench::layout::{marks, Layout};
 use crate::bench::load::{self, Load};
 use crate::bench::transfers::{averages, Section, Told, RUN};
 use crate::guest::initramfs::GuestFile;
@@ -334,21 +334,6 @@ fn plugin(project: &Project, qemu: &str) -> Result<PathBuf> {
     let target = std::env::var_os("CARGO_TARGET_DIR");
     let target = target.map_or_else(|| project.repo.join("target"), PathBuf::from);
     Ok(target.join("release/liblines.so"))
-}
-
-/// Where the marks are in the workload.
-fn marks(program: &Path) -> Result<String> {
-    use object::{Object, ObjectSymbol};
-    let bytes = fs::read(program)?;
-    let file = object::File::parse(&*bytes)?;
-    let mark = |name: &str| {
-        let symbol = file.symbol_by_name(&format!("lines_{name}"));
-        let at = symbol
-            .with_context(|| format!("the workload has no lines_{name}"))?
-            .address();
-        anyhow::Ok(format!(",{name}={at:#x}"))
-    };
-    Ok([mark("arm")?, mark("begin")?, mark("end")?].concat())
 }
 
 /// A guest that counts.
