@@ -1,6 +1,7 @@
 //! `bench lines`: which cache lines move in the kernel, and how often per trip to idle and back, as a
 //! plugin of the emulator (the crate `lines`) counts them. Nothing here is a time.
 
+use std::cmp::Reverse;
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fs;
@@ -14,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::bench::layout::{marks, Layout};
 use crate::bench::load::{self, Load};
-use crate::bench::transfers::{averages, Section, Told, RUN};
+use crate::bench::transfers::{averages, Section, Told, PER_EXIT, RUN};
 use crate::guest::initramfs::GuestFile;
 use crate::guest::machine::{self, Append, Guest};
 use crate::host::arch::Arch;
@@ -225,7 +226,15 @@ impl Results {
         rows.extend([share, of_count, busier, of_kernel]);
         rows.extend([("instructions", "all"), own_cpu]);
         rows.extend([("atomics", "all"), ("barriers", "all"), counted]);
-        rows.extend(self.functions(unit).into_iter().map(|name| (RUN, name)));
+        let of = self
+            .samples
+            .iter()
+            .filter(|s| s.what == RUN && s.unit == unit);
+        rows.extend(
+            distinct(of.map(|s| &*s.case))
+                .into_iter()
+                .map(|name| (RUN, name)),
+        );
         let is_there = |row: &(&str, &str)| {
             let is_it = |s: &Sample| s.unit == unit && (&*s.what, &*s.case) == *row;
             self.samples.iter().any(is_it)
@@ -244,20 +253,21 @@ impl Results {
         table::of([unit].iter().chain(&policies), lines, &[0])
     }
 
-    /// The functions of which one policy runs more than another, those with the greatest difference first.
-    fn functions(&self, unit: &str) -> Vec<&str> {
-        let of = |s: &&Sample| s.what == RUN && s.unit == unit;
-        let names: BTreeSet<&str> = self.samples.iter().filter(of).map(|s| &*s.case).collect();
-        let difference = |name: &str| {
-            let median = |p: &str| Spread::of(&self.samples, unit, p, RUN, name).map(|s| s.0);
-            let medians = self.policies().into_iter().map(median);
-            let mut medians: Vec<f64> = medians.map(Option::unwrap_or_default).collect();
-            medians.sort_by(f64::total_cmp);
-            medians.last().unwrap_or(&0.0) - medians.first().unwrap_or(&0.0)
+    /// Keeps the functions of which one policy runs most more than another.
+    fn without_like_functions(mut self) -> Self {
+        let (policies, of) = (self.policies(), |s: &&Sample| s.what == RUN);
+        let mut names = distinct(self.samples.iter().filter(of).map(|s| &*s.case));
+        let median = |p, name: &str| {
+            Spread::of(&self.samples, PER_EXIT, p, RUN, name).map_or(0, |s| s.0 as u64)
         };
-        let mut names: Vec<(f64, &str)> = names.into_iter().map(|n| (difference(n), n)).collect();
-        names.sort_by(|a, b| b.0.total_cmp(&a.0));
-        names.into_iter().take(TOP).map(|(_, name)| name).collect()
+        names.sort_by_cached_key(|name| {
+            let medians = policies.iter().map(|p| median(p, name));
+            Reverse(medians.clone().max().unwrap_or(0) - medians.min().unwrap_or(0))
+        });
+        let kept: Vec<String> = names.into_iter().take(TOP).map(str::to_owned).collect();
+        self.samples
+            .retain(|s| s.what != RUN || kept.contains(&s.case));
+        self
     }
 
     /// How often lines of these cases, the mm's among them, move, whatever that is counted per.
@@ -551,7 +561,8 @@ pub fn run(
         variant: build.variant.into(),
         qemu: version.lines().next().unwrap_or_default().into(),
         samples: count(project, arch, &build.out, &image, options)?,
-    };
+    }
+    .without_like_functions();
     let path = match json {
         Some(path) => path.to_owned(),
         None => {

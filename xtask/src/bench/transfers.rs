@@ -14,12 +14,10 @@ const PREFIX: &str = "lazy-tlb-lines: ";
 const SWITCH: &str = "switch";
 /// Whose the lines are that programs move, and not the kernel.
 const USER: &str = "user space";
-/// An exit whose mm all other CPUs are lazy on: of that, it is told which functions run.
-const EXIT_OF_ALL: &str = "exit-all";
+/// Of what it is told which functions run.
+pub const PER_EXIT: &str = "per exit, all other CPUs lazy";
 /// What that is called.
 pub const RUN: &str = "instructions in";
-/// Of so many instructions, one is few.
-const FEW: u64 = 500;
 /// The transfers of which a load's `share` is.
 pub const MANY: &str = "lines of more than two CPUs";
 
@@ -263,14 +261,14 @@ impl Section {
         if told.of_load {
             samples.extend(self.shares(layout, told));
         }
-        if told.name == EXIT_OF_ALL {
+        if told.unit() == PER_EXIT {
             let functions = self.functions(layout).into_iter();
             samples.extend(functions.map(|(name, count)| (RUN, name, per_trip(count))));
         }
         samples
     }
 
-    /// The instructions of each function, those of few left out.
+    /// The instructions of each function.
     fn functions(&self, layout: &Layout) -> BTreeMap<String, u64> {
         let mut functions = BTreeMap::new();
         for (at, instructions) in &self.blocks {
@@ -280,7 +278,6 @@ impl Section {
             };
             *functions.entry(name).or_default() += instructions;
         }
-        functions.retain(|_, count| *count >= self.instructions / FEW);
         functions
     }
 
@@ -434,7 +431,8 @@ what=end
         let mut samples = section.samples(&layout::tests::example(), &told[1]);
         samples.retain(|(what, ..)| *what == RUN);
         let of = |case: &str, value| (RUN, case.to_owned(), value);
-        assert_eq!(samples, [of("switch()", 90.0), of(USER, 9.9)]);
+        let functions = [of("switch()", 90.0), of(USER, 9.9), of("wake()", 0.1)];
+        assert_eq!(samples, functions);
     }
 
     #[test]
