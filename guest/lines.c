@@ -276,7 +276,12 @@ static void visit(const struct lazy_cpus *cpus, int nr)
 	settle(cpus);
 }
 
-static void deaths(const struct lazy_cpus *cpus, const char *name, int lazies, int lives)
+/*
+ * With some policies the last of the lazy CPUs frees the mm. If this is to be
+ * counted as well, each has something to do before it is over.
+ */
+static void deaths(const struct lazy_cpus *cpus, const char *name, int lazies, int lives,
+		   bool until_freed)
 {
 	bool count;
 	pid_t pid;
@@ -298,6 +303,8 @@ static void deaths(const struct lazy_cpus *cpus, const char *name, int lazies, i
 		}
 		if (waitpid(pid, NULL, 0) != pid)
 			lazy_fail("waitpid: %s", strerror(errno));
+		if (until_freed)
+			visit(cpus, lazies);
 		lines_end();
 		if (count)
 			counted();
@@ -356,10 +363,11 @@ static void lives(const struct lazy_cpus *cpus, void *unused)
 	(void)unused;
 	if (!nr)
 		return;
-	deaths(cpus, "exit-none", 0, nr);
+	deaths(cpus, "exit-none", 0, nr, false);
 	if (cpus->nr > 4)
-		deaths(cpus, "exit-3", 3, nr);
-	deaths(cpus, "exit-all", cpus->nr - 1, nr);
+		deaths(cpus, "exit-3", 3, nr, false);
+	deaths(cpus, "exit-all", cpus->nr - 1, nr, false);
+	deaths(cpus, "exit+free-all", cpus->nr - 1, nr, true);
 	forks(cpus, nr);
 	unmaps(cpus, nr);
 }

@@ -15,7 +15,7 @@ const SWITCH: &str = "switch";
 /// Whose the lines are that programs move, and not the kernel.
 const USER: &str = "user space";
 /// Of what it is told which functions run.
-pub const PER_EXIT: &str = "per exit, all other CPUs lazy";
+pub const PER_EXIT: &str = "per exit+free, all other CPUs lazy";
 /// What that is called.
 pub const RUN: &str = "instructions in";
 /// The transfers of which a load's `share` is.
@@ -424,8 +424,8 @@ what=end
     }
 
     #[test]
-    fn an_exit_that_all_cpus_are_lazy_on_says_which_functions_run() {
-        let console = CONSOLE.replace("name=trip", "name=exit-all");
+    fn an_exit_until_the_mm_is_freed_says_which_functions_run() {
+        let console = CONSOLE.replace("name=trip", "name=exit+free-all");
         let told = Told::parse(&console).unwrap();
         let section = &Section::parse(WRITTEN).unwrap()[1];
         let mut samples = section.samples(&layout::tests::example(), &told[1]);
