@@ -43,7 +43,12 @@ fn field_at(fields: &[Field], at: u64) -> &str {
         .map_or("rest", |field| &field.0)
 }
 
+/// Where the image of s390 is: its boot code moves it there from the address that it is linked for.
+const IMAGE_BASE: &str = "CONFIG_KERNEL_IMAGE_BASE=0x";
+
 pub struct Layout {
+    /// How much higher the kernel is than the addresses that it is linked for, by which its memory is found.
+    moved: u64,
     /// From the least address on.
     symbols: BTreeMap<u64, String>,
     addresses: BTreeMap<String, u64>,
@@ -92,10 +97,15 @@ impl Layout {
         let path = out.join("System.map");
         let map =
             fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
+        let config = fs::read_to_string(out.join(".config"))?;
+        let moved = config
+            .lines()
+            .find_map(|line| line.strip_prefix(IMAGE_BASE));
+        let moved = moved.map_or(Ok(0), |base| u64::from_str_radix(base, 16))?;
         let symbol = |line: &str| {
             let mut words = line.split(' ');
             let address = u64::from_str_radix(words.next()?, 16).ok()?;
-            Some((address, words.nth(1)?.to_owned()))
+            Some((address.wrapping_add(moved), words.nth(1)?.to_owned()))
         };
         let symbols: Vec<(u64, String)> = map.lines().filter_map(symbol).collect();
         let addresses = symbols
@@ -103,6 +113,7 @@ impl Layout {
             .map(|(at, name)| (name.clone(), *at))
             .collect();
         Ok(Layout {
+            moved,
             symbols: symbols.into_iter().collect(),
             addresses,
             mm: struct_fields(out, "kernel", "fork", "mm_struct")?,
@@ -111,10 +122,14 @@ impl Layout {
         })
     }
 
+    /// What the workload looks up in the kernel's memory.
     pub fn for_guest(&self) -> String {
         let symbols = ["init_task", "__per_cpu_offset", "mm_cachep"].into_iter();
         let mut lines: Vec<String> = symbols
-            .filter_map(|name| Some(format!("{name}={:#x}\n", self.addresses.get(name)?)))
+            .filter_map(|name| {
+                let at = self.addresses.get(name)?.wrapping_sub(self.moved);
+                Some(format!("{name}={at:#x}\n"))
+            })
             .collect();
         for (name, at, _) in &self.task {
             if ["tasks", "pid", "mm"].contains(&&**name) {
@@ -218,6 +233,7 @@ struct mm_struct {
             (0x4000, "_end"),
         ];
         Layout {
+            moved: 0,
             symbols: symbols.map(|(at, name)| (at, name.to_owned())).into(),
             addresses: symbols.map(|(at, name)| (name.to_owned(), at)).into(),
             mm: vec![("mm_count".into(), 0, 4), ("pgd".into(), 8, 8)],
