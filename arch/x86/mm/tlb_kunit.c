@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * KUnit tests of what a CPU remembers as the last user mm, by which
- * cond_mitigation() decides about an IBPB.
+ * KUnit tests of which mm a CPU has loaded, and of which one it remembers as the
+ * last user mm, by which cond_mitigation() decides about an IBPB.
  *
  * They run at boot, before the first process. So no user task switches to an mm
  * in between, and nothing else changes what the CPU remembers. Where they are run
@@ -103,9 +103,28 @@ static void exec_switches_between_mms(struct kunit *test)
 	mmput(new);
 }
 
+/* A CPU that is lazy on an mm leaves it at a flush, rather than be interrupted for the next one. */
+static void flush_makes_a_lazy_cpu_leave(struct kunit *test)
+{
+	struct mm_struct *mm = new_mm(test), *before, *after;
+
+	migrate_disable();
+	kthread_use_mm(mm);
+	kthread_unuse_mm(mm);
+	before = this_cpu_read(cpu_tlbstate.loaded_mm);
+	flush_tlb_mm(mm);
+	after = this_cpu_read(cpu_tlbstate.loaded_mm);
+	migrate_enable();
+
+	KUNIT_EXPECT_PTR_EQ(test, before, mm);
+	KUNIT_EXPECT_PTR_EQ(test, after, &init_mm);
+	mmput(mm);
+}
+
 static struct kunit_case tlb_test_cases[] = {
 	KUNIT_CASE(mm_at_the_same_address_is_another),
 	KUNIT_CASE(exec_switches_between_mms),
+	KUNIT_CASE(flush_makes_a_lazy_cpu_leave),
 	{}
 };
 
