@@ -12,8 +12,8 @@ use crate::guest::console::{self, number, pairs, text};
 const PREFIX: &str = "lazy-tlb-lines: ";
 /// What it calls a turn of a load.
 const SWITCH: &str = "switch";
-/// Whose the lines are that programs move, and not the kernel.
-const USER: &str = "user space";
+/// Whose the lines are that programs move, or riscv's firmware, and not the kernel.
+const USER: &str = "user space or firmware";
 /// Of what it is told which functions run.
 pub const PER_EXIT: &str = "per exit+free, all other CPUs lazy";
 /// What that is called.

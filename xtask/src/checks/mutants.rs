@@ -36,7 +36,7 @@ pub struct Options {
     /// Only those that are shown on x86_64, arm64, s390, powerpc, riscv, arm, loongarch, a guest, or by litmus.
     #[arg(long, default_value = arch::ALL, env = "ARCH", hide_env_values = true)]
     arch: String,
-    /// Only the one of that name; may be given more than once.
+    /// Only the one of that name, on whatever guest; may be given more than once.
     #[arg(long, value_name = "NAME")]
     only: Vec<String>,
     /// Say what they are, and try none.
@@ -186,7 +186,11 @@ fn select(mutants: Vec<Mutant>, arch: &str, only: &[String]) -> Result<Vec<Mutan
             Shown::Guest(kind, _) => kinds.iter().any(|meant| meant.name == kind.name),
             Shown::Litmus => [LITMUS, arch::ALL].contains(&arch),
         };
-        here && (only.is_empty() || only.contains(&mutant.name))
+        match arch {
+            // Who names one means it, be its architecture among those that `all` is or not.
+            arch::ALL if !only.is_empty() => only.contains(&mutant.name),
+            _ => here && (only.is_empty() || only.contains(&mutant.name)),
+        }
     };
     let selected: Vec<Mutant> = mutants.into_iter().filter(meant).collect();
     if selected.is_empty() {
@@ -492,6 +496,7 @@ mod tests {
                 mutant("a", "Arch: x86_64"),
                 mutant("b", "Arch: powerpc-hash"),
                 mutant("c", "Arch: litmus"),
+                mutant("e", "Arch: riscv"),
             ];
             let only: Vec<String> = only.iter().map(|name| name.to_string()).collect();
             select(mutants, arch, &only)
@@ -502,6 +507,7 @@ mod tests {
         assert_eq!(names("powerpc", &[]), Ok("b".into()));
         assert_eq!(names("litmus", &[]), Ok("c".into()));
         assert_eq!(names("all", &["a", "c"]), Ok("ac".into()));
+        assert_eq!(names("all", &["e"]), Ok("e".into()));
         assert_eq!(names("s390", &[]), Err(Exit::NoTests));
         assert_eq!(names("powerpc", &["a"]), Err(Exit::NoTests));
         assert_eq!(names("all", &["d"]), Err(Exit::Usage));
