@@ -103,7 +103,10 @@ static void exec_switches_between_mms(struct kunit *test)
 	mmput(new);
 }
 
-/* A CPU that is lazy on an mm leaves it at a flush, rather than be interrupted for the next one. */
+/*
+ * A CPU that is lazy on an mm leaves it at a flush, rather than be interrupted
+ * for the next one.
+ */
 static void flush_makes_a_lazy_cpu_leave(struct kunit *test)
 {
 	struct mm_struct *mm = new_mm(test), *before, *after;

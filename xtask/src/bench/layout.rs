@@ -46,6 +46,22 @@ fn field_at(fields: &[Field], at: u64) -> &str {
 /// Where the image of s390 is: its boot code moves it there from the address that it is linked for.
 const IMAGE_BASE: &str = "CONFIG_KERNEL_IMAGE_BASE=0x";
 
+fn image_base(config: &str) -> Result<u64> {
+    let mut lines = config.lines();
+    let base = lines.find_map(|line| line.strip_prefix(IMAGE_BASE));
+    Ok(base.map_or(Ok(0), |base| u64::from_str_radix(base, 16))?)
+}
+
+/// What System.map has, that much higher.
+fn symbols(map: &str, moved: u64) -> Vec<(u64, String)> {
+    let symbol = |line: &str| {
+        let mut words = line.split(' ');
+        let address = u64::from_str_radix(words.next()?, 16).ok()?;
+        Some((address.wrapping_add(moved), words.nth(1)?.to_owned()))
+    };
+    map.lines().filter_map(symbol).collect()
+}
+
 pub struct Layout {
     /// How much higher the kernel is than the addresses that it is linked for, by which its memory is found.
     moved: u64,
@@ -97,17 +113,8 @@ impl Layout {
         let path = out.join("System.map");
         let map =
             fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
-        let config = fs::read_to_string(out.join(".config"))?;
-        let moved = config
-            .lines()
-            .find_map(|line| line.strip_prefix(IMAGE_BASE));
-        let moved = moved.map_or(Ok(0), |base| u64::from_str_radix(base, 16))?;
-        let symbol = |line: &str| {
-            let mut words = line.split(' ');
-            let address = u64::from_str_radix(words.next()?, 16).ok()?;
-            Some((address.wrapping_add(moved), words.nth(1)?.to_owned()))
-        };
-        let symbols: Vec<(u64, String)> = map.lines().filter_map(symbol).collect();
+        let moved = image_base(&fs::read_to_string(out.join(".config"))?)?;
+        let symbols = symbols(&map, moved);
         let addresses = symbols
             .iter()
             .map(|(at, name)| (name.clone(), *at))
@@ -220,6 +227,27 @@ struct mm_struct {
 \t/* size: 192, cachelines: 3, members: 2 */
 } __attribute__((__aligned__(64)));
 ";
+
+    #[test]
+    fn s390_runs_elsewhere_than_it_is_linked_for() {
+        assert_eq!(image_base("CONFIG_SMP=y\n").unwrap(), 0);
+        let moved = image_base("CONFIG_SMP=y\nCONFIG_KERNEL_IMAGE_BASE=0x3FFE0000000\n").unwrap();
+        let symbols = symbols(
+            "0000000000100000 T _text\n0000000000529400 D init_task\n",
+            moved,
+        );
+        let layout = Layout {
+            moved,
+            addresses: symbols
+                .iter()
+                .map(|(at, name)| (name.clone(), *at))
+                .collect(),
+            symbols: symbols.into_iter().collect(),
+            ..example()
+        };
+        assert_eq!(layout.symbol(0x3ffe0100010), "_text");
+        assert!(layout.for_guest().starts_with("init_task=0x529400\n"));
+    }
 
     pub fn example() -> Layout {
         let symbols = [

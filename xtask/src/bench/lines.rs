@@ -38,7 +38,7 @@ const STEADY: [&str; 4] = [
 const KNOWN: &str = "lpj=10000000";
 /// How the names of its files begin.
 pub const FILES: &str = "lines-";
-/// How many of the lines that many CPUs share are told of a trip; of others, half of them.
+/// How many of the lines that many CPUs share are told of a trip; of others, half of them. Of an exit, how many functions.
 const TOP: usize = 10;
 /// What most counts are per.
 pub const PER_TRIP: &str = "per trip";

@@ -186,10 +186,10 @@ fn select(mutants: Vec<Mutant>, arch: &str, only: &[String]) -> Result<Vec<Mutan
             Shown::Guest(kind, _) => kinds.iter().any(|meant| meant.name == kind.name),
             Shown::Litmus => [LITMUS, arch::ALL].contains(&arch),
         };
-        match arch {
+        match only {
+            [] => here,
             // Who names one means it, be its architecture among those that `all` is or not.
-            arch::ALL if !only.is_empty() => only.contains(&mutant.name),
-            _ => here && (only.is_empty() || only.contains(&mutant.name)),
+            _ => only.contains(&mutant.name) && (here || arch == arch::ALL),
         }
     };
     let selected: Vec<Mutant> = mutants.into_iter().filter(meant).collect();
