@@ -65,8 +65,9 @@ DECLARE_STATIC_KEY_MAYBE(CONFIG_LAZY_TLB_DEFAULT_REFCOUNT, lazy_tlb_count_key);
  * and whatever drops that one later, here or on another CPU, is ordered after
  * this store: by program order here, elsewhere by the release of prev->on_cpu in
  * finish_task() and its acquire in try_to_wake_up(), or by the lock of the
- * runqueue if the task is moved while it is runnable. mm_count is a chain of
- * fully ordered operations whose last one precedes the scan.
+ * runqueue if the task is moved while it is runnable. The operations on mm_users,
+ * and then those on mm_count, are fully ordered, and the last one precedes the
+ * scan.
  *
  * Context: Interrupts disabled.
  */

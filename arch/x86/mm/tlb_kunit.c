@@ -9,6 +9,7 @@
  */
 #include <kunit/test.h>
 #include <linux/cpufeature.h>
+#include <linux/cpumask.h>
 #include <linux/irqflags.h>
 #include <linux/kthread.h>
 #include <linux/mmu_context.h>
@@ -16,7 +17,9 @@
 #include <linux/sched.h>
 #include <linux/sched/mm.h>
 #include <linux/sched/task.h>
+#include <linux/suspend.h>
 
+#include <asm/desc.h>
 #include <asm/tlbflush.h>
 
 static struct mm_struct *new_mm(struct kunit *test)
@@ -124,10 +127,50 @@ static void flush_makes_a_lazy_cpu_leave(struct kunit *test)
 	mmput(mm);
 }
 
+#if defined(CONFIG_PM_SLEEP) && defined(CONFIG_MODIFY_LDT_SYSCALL)
+/*
+ * A kernel thread that runs a resume may be lazy on an mm that the CPU has left.
+ * Do what a resume does, on the CPU that does it: the LDT must be that of the mm
+ * in CR3, which has none.
+ */
+static void resume_loads_the_ldt_of_the_loaded_mm(struct kunit *test)
+{
+	/* Never used: no segment register selects it. */
+	static struct desc_struct entry;
+	static struct ldt_struct ldt = { .entries = &entry, .nr_entries = 1 };
+	struct mm_struct *mm = new_mm(test);
+	u16 used, left, resumed;
+
+	KUNIT_ASSERT_EQ(test, set_cpus_allowed_ptr(current, cpumask_of(0)), 0);
+	mm->context.ldt = &ldt;
+	kthread_use_mm(mm);
+	store_ldt(used);
+	kthread_unuse_mm(mm);
+
+	scoped_guard(irqsave) {
+		leave_mm();
+		store_ldt(left);
+		save_processor_state();
+		restore_processor_state();
+		store_ldt(resumed);
+		clear_LDT();
+	}
+	mm->context.ldt = NULL;
+
+	KUNIT_EXPECT_NE(test, used, 0);
+	KUNIT_EXPECT_EQ(test, left, 0);
+	KUNIT_EXPECT_EQ(test, resumed, 0);
+	mmput(mm);
+}
+#endif
+
 static struct kunit_case tlb_test_cases[] = {
 	KUNIT_CASE(mm_at_the_same_address_is_another),
 	KUNIT_CASE(exec_switches_between_mms),
 	KUNIT_CASE(flush_makes_a_lazy_cpu_leave),
+#if defined(CONFIG_PM_SLEEP) && defined(CONFIG_MODIFY_LDT_SYSCALL)
+	KUNIT_CASE(resume_loads_the_ldt_of_the_loaded_mm),
+#endif
 	{}
 };
 

@@ -148,6 +148,8 @@ impl FinalDrop {
     pub unsafe fn from_raw(mm: NonNull<bindings::mm_struct>) -> Self {
         // INVARIANT: By the requirements of this function. A slot gets `HANDED` in `hand_over()`
         // only, and is given up, tag and all, before the reference that came with it is dropped.
+        // Where the flag is set, `hand_over()` has left no slot with the mm and without a tag, and
+        // nobody can borrow an mm that has no references.
         Self(mm)
     }
 

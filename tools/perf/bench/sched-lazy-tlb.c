@@ -121,9 +121,9 @@ static const char *const quantile_names[] = { "p50", "p99", "max" };
 #define HINT_CPUS \
 	"see taskset -p $$, the cpuset cgroup and /sys/devices/system/cpu/online"
 #define HINT_POLICY \
-	"it needs a kernel with CONFIG_MMU_LAZY_TLB_SHOOTDOWN"
+	"it needs a kernel with CONFIG_MMU_LAZY_TLB_SHOOTDOWN_RUST"
 #define HINT_COUNTERS \
-	"they need CONFIG_VM_EVENT_COUNTERS and CONFIG_MMU_LAZY_TLB_SHOOTDOWN"
+	"they need CONFIG_VM_EVENT_COUNTERS and CONFIG_MMU_LAZY_TLB_SHOOTDOWN_RUST"
 
 /* In sysfs. Whoever may write it changes the policy. */
 #define POLICY_FILE		"module/kernel/parameters/lazy_tlb"
@@ -159,6 +159,9 @@ static const char	*compare;
 static struct control	*control;
 static unsigned int	nr_cpus;
 static int		*cpus;
+/* Where this process may run, and what comes after it in "perf bench all". */
+static cpu_set_t	*allowed;
+static size_t		allowed_size;
 static long		page_size;
 
 /* Those to compare: the first is what the others are compared with. */
@@ -421,11 +424,12 @@ static void choose_cpus(void)
 					      perf_cpu_map__new_online_cpus();
 	int nr = cpu__max_cpu().cpu;
 	size_t size = CPU_ALLOC_SIZE(nr);
-	cpu_set_t *allowed = CPU_ALLOC(nr);
 	unsigned int nr_allowed = 0;
 	struct perf_cpu cpu;
 	unsigned int idx;
 
+	allowed_size = size;
+	allowed = CPU_ALLOC(nr);
 	if (!map)
 		fail(0, "-C takes a list like 0-3,8", "invalid list of CPUs: %s", cpu_list ?: "");
 	if (!allowed)
@@ -445,7 +449,6 @@ static void choose_cpus(void)
 			     cpu.cpu);
 	}
 	perf_cpu_map__put(map);
-	CPU_FREE(allowed);
 
 	if (nr_allowed < 2)
 		fail(0, HINT_CPUS, "needs two CPUs, may use %u", nr_allowed);
@@ -1012,6 +1015,9 @@ int bench_sched_lazy_tlb(int argc, const char **argv)
 		print_cpus();
 	print_counters(before, after);
 
+	if (sched_setaffinity(0, allowed_size, allowed))
+		err(EXIT_FAILURE, "sched_setaffinity");
+	CPU_FREE(allowed);
 	for (i = 0; i < nr_rows; i++)
 		free(rows[i].usecs);
 	free(rows);

@@ -1,5 +1,6 @@
 //! `bench` and `run`: what is measured.
 
+pub mod counts;
 pub mod exit;
 pub mod ipis;
 pub mod kernel;

@@ -4,7 +4,8 @@ use std::path::Path;
 
 use anyhow::{ensure, Context, Result};
 
-use crate::bench::lines::{count, Options, Sample, Spread, PER_TRIP};
+use crate::bench::counts::{Sample, Spread, PER_TRIP};
+use crate::bench::lines::{count, Options};
 use crate::guest::machine::Append;
 use crate::host::arch::Kind;
 use crate::host::policy;

@@ -292,8 +292,8 @@ impl Red {
             // Which CPU and process it was says nothing about the bug.
             format!(": {}", warning.split(", CPU#").next().unwrap_or(warning))
         });
-        let first = match course.failed {
-            Some(test) => test,
+        let first = match course.failed.into_iter().next() {
+            Some(failure) => failure.test,
             None if report.end != End::Exited && !report.panicked() => {
                 format!("hang in {place}{words}")
             }

@@ -16,6 +16,9 @@ const HANDOVER: &str = "lazy-tlb-guest: cpus=";
 /// What cases at boot are named by.
 pub const KUNIT: &str = "kunit";
 
+/// How much of what a test said before it failed is repeated, in lines.
+const MAX_SAID: usize = 20;
+
 /// The kselftest runner's prefix, which says nothing here.
 const RUNNER: &str = "selftests: lazy_tlb: ";
 
@@ -48,14 +51,31 @@ pub fn results(tree: &Path, console: &str) -> Result<Vec<Case>> {
             ));
         }
     }
+    // The log stays on the machine that ran the guest; what a test said about its failure does not.
+    for failure in course(console).failed {
+        let of_it = |case: &&mut Case| case.status == Status::Fail && case.name == failure.test;
+        if let Some(case) = cases.iter_mut().find(of_it) {
+            let first = failure.said.len().saturating_sub(MAX_SAID);
+            for line in &failure.said[first..] {
+                case.detail += &format!("\n{line}");
+            }
+        }
+    }
     Ok(cases)
+}
+
+/// A test that reported a failure, and the comments between the report before and that one.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Failure {
+    pub test: String,
+    pub said: Vec<String>,
 }
 
 /// What a console says itself about where it stopped being good.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Course {
-    /// The first test that reported a failure.
-    pub failed: Option<String>,
+    /// In the order of their reports.
+    pub failed: Vec<Failure>,
     /// The test that was running at the end.
     pub running: Option<String>,
 }
@@ -66,6 +86,7 @@ pub fn course(console: &str) -> Course {
     let mut half = KUNIT;
     // The groups that are open, with their indentation.
     let mut groups: Vec<(usize, &str)> = Vec::new();
+    let mut said = Vec::new();
     let text = without_stamps(console);
     for line in text.lines() {
         let words = line.trim_start();
@@ -87,12 +108,16 @@ pub fn course(console: &str) -> Course {
             course.running = Some(path(&groups, name));
         } else if let Some((ok, name)) = result(words) {
             groups.retain(|(other, _)| *other <= indent);
-            if !ok && course.failed.is_none() {
-                course.failed = Some(path(&groups, name));
+            let said = std::mem::take(&mut said);
+            if !ok {
+                let test = path(&groups, name);
+                course.failed.push(Failure { test, said });
             }
             // KUnit does not say which test it goes on with.
             let next = (!groups.is_empty()).then(|| path(&groups, &format!("(after {name})")));
             course.running = next;
+        } else if words.starts_with("# ") {
+            said.push(words.to_string());
         }
     }
     course
@@ -222,7 +247,8 @@ pub fn self_test(tree: &Path) -> Result<Vec<Case>> {
     ];
     let mut cases = Vec::new();
     for (name, console, expected) in recorded {
-        let found = crate::results::case::counts(&results(tree, console)?);
+        let results = results(tree, console)?;
+        let found = crate::results::case::counts(&results);
         let name = format!("ktap/recorded {name}");
         cases.push(if found == expected {
             Case::passed(name)
@@ -232,6 +258,12 @@ pub fn self_test(tree: &Path) -> Result<Vec<Case>> {
                 format!("{found:?} passed, failed, skipped; {expected:?} expected"),
             )
         });
+        if console.contains("EXPECTATION FAILED") {
+            let told = |case: &Case| case.detail.contains("lazy_tlb_test.c:40");
+            let name = "ktap/what a test said before it failed is repeated";
+            let detail = format!("{results:?}");
+            cases.push(Case::when(results.iter().any(told), name, detail));
+        }
     }
     Ok(cases)
 }
@@ -286,19 +318,36 @@ mod tests {
     #[test]
     fn a_console_tells_which_test_failed_first_and_which_was_running() {
         let failed = course(include_str!("../../tests/consoles/ktap-fail.log"));
-        assert_eq!(failed.failed.as_deref(), Some("kunit/lazy_tlb/shoots_one"));
+        let tests: Vec<&str> = failed.failed.iter().map(|one| one.test.as_str()).collect();
+        assert_eq!(
+            tests,
+            [
+                "kunit/lazy_tlb/shoots_one",
+                "kunit/lazy_tlb",
+                "kselftest/exit/exit.sparse",
+                "kselftest/exit",
+            ]
+        );
+        assert_eq!(
+            failed.failed[0].said,
+            ["# shoots_one: EXPECTATION FAILED at mm/lazy_tlb/lazy_tlb_test.c:40"]
+        );
+        assert!(failed.failed[2].said.is_empty(), "that of another");
         assert_eq!(failed.running, None);
         let crashed = course(include_str!("../../tests/consoles/ktap-crash.log"));
         assert_eq!(
             (crashed.failed, crashed.running.as_deref()),
-            (None, Some("kunit/lazy_tlb/(after shoots_one)"))
+            (Vec::new(), Some("kunit/lazy_tlb/(after shoots_one)"))
         );
         let passed = course(include_str!("../../tests/consoles/ktap-pass.log"));
         assert_eq!(passed, Course::default());
         let hung = course(include_str!("../../tests/consoles/ktap-hang.log"));
         assert_eq!(
             (hung.failed, hung.running.as_deref()),
-            (None, Some("kselftest/exit/exit.blocked.nothing_mapped"))
+            (
+                Vec::new(),
+                Some("kselftest/exit/exit.blocked.nothing_mapped")
+            )
         );
     }
 
@@ -307,7 +356,7 @@ mod tests {
         let text = "lazy-tlb-guest: cpus=4\nKTAP version 1\n1..1\n    KTAP version 1\n    \
                     # Subtest: selftests: lazy_tlb: exit\n    1..2\n    ok 1 exit.idle\n\
                     not ok 1 selftests: lazy_tlb: exit # TIMEOUT 600 seconds\n";
-        assert_eq!(course(text).failed.as_deref(), Some("kselftest/exit"));
+        assert_eq!(course(text).failed[0].test, "kselftest/exit");
     }
 
     #[test]

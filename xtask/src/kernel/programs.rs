@@ -20,6 +20,9 @@ const HELPERS: &str = "tools/testing/selftests/lazy_tlb/lazy_tlb.h";
 /// The file in `guest/` that is a program of its own.
 const FUZZER: &str = "fuzz.c";
 
+/// A test of the series in another suite of the kernel.
+const MEMBARRIER_IPI: &str = "membarrier_test_global_ipi";
+
 /// Nothing that `perf bench sched` needs, and perf then runs on any machine of the architecture.
 const PERF: [&str; 14] = [
     "LDFLAGS=-static",
@@ -126,15 +129,19 @@ impl Workshop<'_> {
             std::fs::remove_dir_all(&out)?;
         }
         std::fs::create_dir_all(&out)?;
-        let mut make = builder("make");
-        make.arg("-C")
-            .arg(self.tree.join("tools/testing/selftests/lazy_tlb"));
-        make.arg(format!("OUTPUT={}", out.display()));
-        make.arg(sh::assignment("CC", self.compiler(arch)))
-            .arg("USERLDFLAGS=-static");
         let log = kernel.out.join("selftests.log");
         let remedy = "the compiler's message is in the log";
-        sh::logged(&make, &log, Exit::Build, remedy, |_| ())?;
+        let membarrier = out.join(MEMBARRIER_IPI);
+        for (suite, target) in [("lazy_tlb", None), ("membarrier", Some(membarrier))] {
+            let mut make = builder("make");
+            make.arg("-C")
+                .arg(self.tree.join("tools/testing/selftests").join(suite));
+            make.arg(format!("OUTPUT={}", out.display()));
+            make.arg(sh::assignment("CC", self.compiler(arch)))
+                .arg("USERLDFLAGS=-static")
+                .args(target);
+            sh::logged(&make, &log, Exit::Build, remedy, |_| ())?;
+        }
         let mut programs: Vec<PathBuf> = std::fs::read_dir(&out)?
             .flatten()
             .map(|entry| entry.path())

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use serde::de::DeserializeOwned;
 
+use crate::bench::counts;
 use crate::bench::lines;
 use crate::host::arch::{Kind, KINDS};
 use crate::host::failure::{fail, Exit};
@@ -80,7 +81,7 @@ touch, those of programs among them; `busier lines` is how many of these lines m
 struct Folder {
     name: String,
     samples: BTreeMap<String, Samples>,
-    lines: BTreeMap<String, lines::Results>,
+    lines: BTreeMap<String, counts::Results>,
     unknown: Vec<String>,
 }
 
@@ -105,7 +106,7 @@ impl Folder {
                 }
                 folder.samples.insert(name, samples);
             } else if name.starts_with(lines::FILES) {
-                let lines: lines::Results = parse(&path, "cargo xtask bench lines")?;
+                let lines: counts::Results = parse(&path, "cargo xtask bench lines")?;
                 if lines.samples.is_empty() {
                     return Err(bad(&path, "cargo xtask bench lines", "it has no sample"));
                 }
@@ -146,7 +147,7 @@ impl Folder {
             let mut moves = lines.moves(&["mm"]);
             moves
                 .samples
-                .retain(|sample| sample.unit == lines::PER_TRIP);
+                .retain(|sample| sample.unit == counts::PER_TRIP);
             if moves.append.is_empty() && moves.variant == "lines" {
                 guests.entry(moves.guest.clone()).or_default().push(moves);
             }
@@ -342,7 +343,7 @@ mod tests {
     #[test]
     fn moves_per_trip_are_plotted_over_cpus() {
         let of = |cpus: u32| {
-            let mut lines = lines::tests::example();
+            let mut lines = counts::tests::example();
             lines.guest_cpus = cpus;
             lines
                 .samples

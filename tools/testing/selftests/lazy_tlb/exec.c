@@ -113,7 +113,7 @@ TEST_F_TIMEOUT(exec, usermodehelper, LAZY_TIMEOUT)
 
 		/* The kernel does not wait for the helper to end. */
 		snprintf(path, sizeof(path), "%s/%d", self->dir, pid);
-		for (waited = 0; waited < 10000; waited++) {
+		for (waited = 0; waited < 60000; waited++) {
 			if (!stat(path, &st) && st.st_size >= 4)
 				break;
 			lazy_sleep_us(1000);

@@ -8,7 +8,8 @@
  * another thread has exited there.
  *
  * A machine that never shows the forbidden outcome without membarrier either
- * cannot tell anything: then the test skips.
+ * cannot tell anything, nor can a race that always goes the same way: then the
+ * test skips.
  */
 #include "harness.h"
 #include "race.h"
@@ -109,17 +110,19 @@ TEST_F_TIMEOUT(membarrier, wake_from_lazy, LAZY_TIMEOUT)
 	race.seed = self->t.seed;
 	race.seconds = seconds;
 	race.cmd = variant->cmd;
+	/* Most barriers are to meet a thread that was just woken. */
+	race.burst = 2;
 	lazy_race(&race, &with);
 	TH_LOG("with membarrier: %ld rounds, woken first %ld, later %ld, both saw 0 %ld",
 	       with.rounds, with.early, with.late, with.forbidden);
 
-	EXPECT_EQ(0, with.failed);
+	EXPECT_EQ(0, with.failed)
+		TH_LOG("membarrier: %s", strerror(with.error));
 	EXPECT_EQ(0, with.forbidden);
-	/* A race that always goes the same way shows nothing. */
-	EXPECT_LT(0, with.early);
-	EXPECT_LT(0, with.late);
 	if (!_metadata->exit_code && !without.forbidden)
 		SKIP(return, "no reordering seen without membarrier either");
+	if (!_metadata->exit_code && (!with.early || !with.late))
+		SKIP(return, "one of the two threads was always first");
 }
 
 TEST_HARNESS_MAIN

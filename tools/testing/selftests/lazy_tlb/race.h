@@ -51,6 +51,7 @@ struct lazy_race_outcome {
 	long late;
 	long forbidden;
 	long failed;	/* calls of membarrier */
+	int error;	/* of the last of these */
 };
 
 static inline void lazy_put(struct lazy_line *line, unsigned int value)
@@ -140,10 +141,12 @@ static inline void lazy_race(struct lazy_race *race, struct lazy_race_outcome *o
 		while (delay)
 			lazy_put(&race->delay, --delay);
 		lazy_put(&race->y, 1);
-		if (race->cmd)
-			out->failed += !!lazy_membarrier(race->cmd);
-		else
+		if (!race->cmd) {
 			atomic_signal_fence(memory_order_seq_cst);
+		} else if (lazy_membarrier(race->cmd)) {
+			out->failed++;
+			out->error = errno;
+		}
 		saw_x = lazy_get(&race->x);
 
 		while (atomic_load(&race->done.v) != round)

@@ -16,6 +16,7 @@ FIXTURE(suspend)
 {
 	struct lazy_test t;
 	struct lazy_tally *tally;
+	char mem_sleep[32], pm_test[32];	/* as they were */
 };
 
 FIXTURE_VARIANT(suspend)
@@ -62,8 +63,24 @@ static bool offers(const char *file, const char *word)
 	return lazy_read_file(file, text, sizeof(text)) && strstr(text, word);
 }
 
+/* The word in brackets is what is chosen. */
+static void chosen(const char *file, char *word, size_t size)
+{
+	char text[256], *from, *to;
+
+	*word = '\0';
+	if (!lazy_read_file(file, text, sizeof(text)))
+		return;
+	from = strchr(text, '[');
+	to = from ? strchr(from, ']') : NULL;
+	if (to)
+		snprintf(word, size, "%.*s", (int)(to - from - 1), from + 1);
+}
+
 FIXTURE_SETUP(suspend)
 {
+	chosen(POWER "mem_sleep", self->mem_sleep, sizeof(self->mem_sleep));
+	chosen(POWER "pm_test", self->pm_test, sizeof(self->pm_test));
 	lazy_setup(_metadata, &self->t, true);
 	if (_metadata->exit_code)
 		return;
@@ -86,7 +103,12 @@ FIXTURE_SETUP(suspend)
 
 FIXTURE_TEARDOWN(suspend)
 {
-	lazy_write_file(POWER "pm_test", "none");
+	if (*self->pm_test)
+		lazy_write_file(POWER "pm_test", self->pm_test);
+	if (*self->mem_sleep)
+		lazy_write_file(POWER "mem_sleep", self->mem_sleep);
+	if (!strcmp(variant->pm_test, "none"))
+		lazy_write_file(WAKEALARM, "0");
 	lazy_teardown(_metadata, &self->t);
 }
 

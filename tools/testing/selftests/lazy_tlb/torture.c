@@ -98,6 +98,7 @@ FIXTURE_TEARDOWN(torture)
 		EXPECT_TRUE(lazy_set_policy(storm.policy));
 	EXPECT_TRUE(keys_restore());
 	EXPECT_TRUE(memcg_take_down(&storm.memcg));
+	EXPECT_TRUE(efi_take_down());
 	if (*storm.dir) {
 		snprintf(path, sizeof(path), "%s/cgroup", storm.dir);
 		rmdir(path);

@@ -68,6 +68,7 @@ struct storm {
 	char key[NR_KEY_FILES][16];	/* what was there before */
 	struct memcg memcg;
 	char efi[PATH_MAX];	/* a variable */
+	bool efi_mounted;	/* by this test */
 	/* Not for them, but for the test itself. */
 	int nr;				/* of those that this machine has */
 	int order[MAX_INGREDIENTS];
@@ -122,5 +123,6 @@ void keys_save(void);
 bool keys_restore(void);
 void memcg_set_up(struct memcg *memcg);
 bool memcg_take_down(struct memcg *memcg);
+bool efi_take_down(void);
 
 #endif /* SELFTESTS_LAZY_TLB_TORTURE_H */

@@ -220,9 +220,12 @@ static const char *lacks_efi(void)
 	DIR *dir;
 
 	/* Distributions have mounted it. */
-	if (!access("/sys/firmware/efi", F_OK) && mount("efivarfs", EFIVARS, "efivarfs", 0, NULL) &&
-	    errno != EBUSY)
-		return "efivarfs cannot be mounted";
+	if (!access("/sys/firmware/efi", F_OK)) {
+		if (!mount("efivarfs", EFIVARS, "efivarfs", 0, NULL))
+			storm.efi_mounted = true;
+		else if (errno != EBUSY)
+			return "efivarfs cannot be mounted";
+	}
 	dir = opendir(EFIVARS);
 	while (dir && !*storm.efi && (entry = readdir(dir))) {
 		snprintf(storm.efi, sizeof(storm.efi), EFIVARS "/%s", entry->d_name);
@@ -233,6 +236,11 @@ static const char *lacks_efi(void)
 	if (dir)
 		closedir(dir);
 	return *storm.efi ? NULL : "no variable of EFI can be read";
+}
+
+bool efi_take_down(void)
+{
+	return !storm.efi_mounted || !umount(EFIVARS);
 }
 
 static bool unit_efi(unsigned int *seed)

@@ -7,7 +7,6 @@
  * lazy: active_mm and its slot have the mm as before.
  */
 #include "harness.h"
-#include <sys/utsname.h>
 
 FIXTURE(unmap)
 {
@@ -106,9 +105,17 @@ static void unmap_and_end(const struct lazy_cpus *cpus, void *arg)
  */
 static bool flush_trims(void)
 {
-	struct utsname name;
+	FILE *f = fopen("/proc/cpuinfo", "r");
+	bool radix = false;
+	char *line = NULL;
+	size_t size = 0;
 
-	return !uname(&name) && !strncmp(name.machine, "ppc64", 5);
+	while (f && !radix && getline(&line, &size, f) > 0)
+		radix = !strncmp(line, "MMU", 3) && strstr(line, "Radix");
+	free(line);
+	if (f)
+		fclose(f);
+	return radix;
 }
 
 #define ROUNDS	60

@@ -91,10 +91,16 @@ static long function_calls(int cpu)
 	return count;
 }
 
-static void wait_for(int value)
+static void wait_for_spinning(pid_t pid, const char *name)
 {
-	while (__atomic_load_n(state, __ATOMIC_ACQUIRE) != value)
+	int status;
+
+	while (__atomic_load_n(state, __ATOMIC_ACQUIRE) != SPINNING) {
+		if (waitpid(pid, &status, WNOHANG))
+			ksft_exit_fail_msg("%s: child ended, status 0x%x\n",
+					   name, status);
 		sched_yield();
+	}
 }
 
 static void spin(void)
@@ -197,7 +203,7 @@ static void test_reached(const char *name, void (*scenario)(void))
 			exit(KSFT_PASS);
 		}
 
-		wait_for(SPINNING);
+		wait_for_spinning(pid, name);
 		missed += !far_cpu_is_reached();
 		__atomic_store_n(state, STOP, __ATOMIC_RELEASE);
 
