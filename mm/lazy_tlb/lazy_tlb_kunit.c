@@ -7,6 +7,9 @@
  * They run at boot, before the first process. So no user task takes a CPU away
  * from the mm it is lazy on, and nobody else drops mms: that is why counters can
  * be compared exactly. CPUs neither come nor go.
+ *
+ * exit_mm(), exec_mmap() and sched_force_init_mm(), which need a user task or a CPU
+ * that goes offline, are left to tools/testing/selftests/lazy_tlb.
  */
 #include <kunit/test.h>
 #include <linux/cpumask.h>
