@@ -93,7 +93,8 @@ static struct lazy_race race;
 TEST_F_TIMEOUT(membarrier, wake_from_lazy, LAZY_TIMEOUT)
 {
 	double seconds = lazy_env("LAZY_TLB_SECONDS", 3);
-	struct lazy_race_outcome with, without;
+	struct lazy_race_outcome with, without = {};
+	int i;
 
 	if (lazy_membarrier(variant->register_cmd))
 		SKIP(return, "membarrier(2) has no such command: %s", strerror(errno));
@@ -102,11 +103,14 @@ TEST_F_TIMEOUT(membarrier, wake_from_lazy, LAZY_TIMEOUT)
 	race.burst = 20;
 	race.between = variant->between;
 
-	race.seed = self->t.seed;
 	race.seconds = seconds / 2;
-	lazy_race(&race, &without);
-	TH_LOG("without membarrier: %ld rounds, woken first %ld, later %ld, both saw 0 %ld",
-	       without.rounds, without.early, without.late, without.forbidden);
+	/* A busy machine may need more than one attempt to show it. */
+	for (i = 0; i < 4 && !without.forbidden; i++) {
+		race.seed = self->t.seed + i;
+		lazy_race(&race, &without);
+		TH_LOG("without membarrier: %ld rounds, woken first %ld, later %ld, both saw 0 %ld",
+		       without.rounds, without.early, without.late, without.forbidden);
+	}
 	race.seed = self->t.seed;
 	race.seconds = seconds;
 	race.cmd = variant->cmd;
