@@ -423,18 +423,17 @@ static void choose_cpus(void)
 	struct perf_cpu_map *map = cpu_list ? perf_cpu_map__new(cpu_list) :
 					      perf_cpu_map__new_online_cpus();
 	int nr = cpu__max_cpu().cpu;
-	size_t size = CPU_ALLOC_SIZE(nr);
 	unsigned int nr_allowed = 0;
 	struct perf_cpu cpu;
 	unsigned int idx;
 
-	allowed_size = size;
+	allowed_size = CPU_ALLOC_SIZE(nr);
 	allowed = CPU_ALLOC(nr);
 	if (!map)
 		fail(0, "-C takes a list like 0-3,8", "invalid list of CPUs: %s", cpu_list ?: "");
 	if (!allowed)
 		err(EXIT_FAILURE, "memory allocation");
-	if (sched_getaffinity(0, size, allowed))
+	if (sched_getaffinity(0, allowed_size, allowed))
 		err(EXIT_FAILURE, "sched_getaffinity");
 
 	cpus = calloc(perf_cpu_map__nr(map), sizeof(*cpus));
@@ -442,7 +441,7 @@ static void choose_cpus(void)
 		err(EXIT_FAILURE, "memory allocation");
 
 	perf_cpu_map__for_each_cpu(cpu, idx, map) {
-		if (cpu.cpu >= 0 && cpu.cpu < nr && CPU_ISSET_S(cpu.cpu, size, allowed))
+		if (cpu.cpu >= 0 && cpu.cpu < nr && CPU_ISSET_S(cpu.cpu, allowed_size, allowed))
 			cpus[nr_allowed++] = cpu.cpu;
 		else if (cpu_list)
 			fail(0, HINT_CPUS, "cannot pin to CPU %d: not there, offline or forbidden",

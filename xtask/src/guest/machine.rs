@@ -278,26 +278,25 @@ impl<'a> Guest<'a> {
 
 /// Whether the kernel that ran is the one that was built: a boot image has a copy of it, which may be old.
 fn check_kernel(report: &console::Report, image: &Path) -> Result<()> {
-    let mut values = report.values("lazy-tlb-guest");
+    let values = report.values("lazy-tlb-guest");
+    let said = values.get("build_id");
     // It says so before it says how many CPUs it has.
-    let unsaid = values.remove("cpus").map(|_| String::new());
-    let said = values.remove("build_id");
+    let too_early = said.is_none() && !values.contains_key("cpus");
     // The outermost: s390's boot image is made of another one of that name.
     let built = image.ancestors().skip(1).map(|dir| dir.join("vmlinux"));
     let built = built.filter(|path| path.is_file()).last();
-    let (Some(ran), Some(vmlinux)) = (said.or(unsaid), built) else {
+    let Some(vmlinux) = built.filter(|_| !too_early) else {
         return Ok(());
     };
     let data = fs::read(&vmlinux).with_context(|| format!("reading {}", vmlinux.display()))?;
     let id = object::File::parse(&*data)?.build_id()?.unwrap_or_default();
     let id: String = id.iter().map(|byte| format!("{byte:02x}")).collect();
-    if id == ran {
+    if said.is_some_and(|ran| *ran == id) {
         return Ok(());
     }
-    let ran = match &*ran {
-        "" => "does not say which kernel it ran".into(),
-        ran => format!("ran kernel {ran}"),
-    };
+    let ran = said.map_or("does not say which kernel it ran".into(), |ran| {
+        format!("ran kernel {ran}")
+    });
     Err(fail(
         Exit::Guest,
         format!("the guest {ran}, and {id} was built"),

@@ -560,7 +560,7 @@ static const char *lacks_proc_mem(void)
 
 	/* One's own can always be opened. */
 	pid = fork();
-	if (!pid)
+	while (!pid)
 		pause();
 	snprintf(path, sizeof(path), "/proc/%d/mem", pid);
 	fd = open(path, O_RDONLY | O_CLOEXEC);
