@@ -15,9 +15,10 @@
  * arch_lazy_tlb_let_go() - move this CPU off the page tables of a lazy mm
  * @mm: the mm this CPU was lazy on; current->active_mm is init_mm already
  *
- * For lazy_tlb=shootdown. Interrupts are disabled. On return the CPU must not
- * use, speculatively or otherwise, the page tables of @mm, nor anything else that
- * is freed with it.
+ * For lazy_tlb=shootdown, and for flushes of the architecture that call
+ * lazy_tlb_let_go(). Interrupts are disabled. On return the CPU must not use,
+ * speculatively or otherwise, the page tables of @mm, nor anything else that is
+ * freed with it.
  */
 #ifndef arch_lazy_tlb_let_go
 static inline void arch_lazy_tlb_let_go(struct mm_struct *mm)

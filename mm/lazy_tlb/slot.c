@@ -21,8 +21,7 @@ DEFINE_STATIC_KEY_MAYBE(CONFIG_LAZY_TLB_DEFAULT_REFCOUNT, lazy_tlb_count_key);
  * lazy_tlb_let_go() - switch this CPU to init_mm if it is lazy on an mm
  * @mm: the mm to let go of
  *
- * Context: Interrupts disabled. Called from the interrupt that lazy_tlb_nudge()
- *          asks for, or from a TLB flush that has interrupted this CPU anyway.
+ * Context: Interrupts disabled, and whatever locks a TLB flush holds.
  * Return: true if the CPU was lazy on @mm.
  */
 bool lazy_tlb_let_go(struct mm_struct *mm)

@@ -112,12 +112,15 @@ static void exec_switches_between_mms(struct kunit *test)
  */
 static void flush_makes_a_lazy_cpu_leave(struct kunit *test)
 {
-	struct mm_struct *mm = new_mm(test), *before, *after;
+	struct mm_struct *mm = new_mm(test), *before = NULL, *after;
 
 	migrate_disable();
-	kthread_use_mm(mm);
-	kthread_unuse_mm(mm);
-	before = this_cpu_read(cpu_tlbstate.loaded_mm);
+	/* Another kernel thread may have the CPU leave it first. */
+	for (int tries = 0; tries < 10 && before != mm; tries++) {
+		kthread_use_mm(mm);
+		kthread_unuse_mm(mm);
+		before = this_cpu_read(cpu_tlbstate.loaded_mm);
+	}
 	flush_tlb_mm(mm);
 	after = this_cpu_read(cpu_tlbstate.loaded_mm);
 	migrate_enable();

@@ -163,6 +163,7 @@ impl FinalDrop {
     /// Hands each CPU that is lazy on the mm a reference, and calls `handed` for it.
     ///
     /// Can be called from any context but NMI. Does not wait for anybody, and takes no lock.
+    /// `handed` is called with preemption disabled.
     ///
     /// A CPU that switches to a user task empties its slot with `xchg()`, after its last access to
     /// the mm. If it was handed a reference before that, it finds the tag and drops the reference:
@@ -185,7 +186,7 @@ impl FinalDrop {
         // SAFETY: The mask is part of the mm, which is valid by the type invariant, and stays so:
         // once there is a reference that others may drop, there is our own as well.
         for cpu in unsafe { cpus_in(bindings::mm_lazy_tlb_cpumask(mm)) } {
-            // SAFETY: Each CPU sets only its own bit, in `lazy_tlb_borrow()`.
+            // SAFETY: Only possible CPUs are in the mask: C sets the bits of CPUs that are online.
             let slot = unsafe { slot(cpu) };
 
             outcome.scanned += 1;
@@ -300,7 +301,7 @@ pub fn trace_policy(before: &'static CStr, after: &'static CStr) {
 pub fn lazy_cpus(mm: &Mm) -> usize {
     // SAFETY: The mask is part of the mm, which is valid since `mm` is a reference.
     unsafe { cpus_in(bindings::mm_lazy_tlb_cpumask(mm.as_raw())) }
-        // SAFETY: Each CPU sets only its own bit, in `lazy_tlb_borrow()`.
+        // SAFETY: Only possible CPUs are in the mask: C sets the bits of CPUs that are online.
         .filter(|&cpu| unsafe { slot(cpu) }.load(Relaxed) & !HANDED == mm.as_raw().addr())
         .count()
 }
