@@ -15,6 +15,26 @@ use crate::host::tools::Tools;
 /// The oldest release with such packages.
 const SUITE: &str = "trixie";
 
+/// What glibc chooses by the CPU when a program begins, and its other names. lld 19 takes the
+/// address of what chooses (an IFUNC) before it removes the padding in front of it, and the program
+/// dies. So each is its plainest variant from the start.
+const CHOSEN: [(&str, &[&str]); 14] = [
+    ("memchr", &[]),
+    ("memcmp", &["bcmp", "__memcmpeq"]),
+    ("memcpy", &[]),
+    ("memmove", &["__libc_memmove"]),
+    ("memset", &[]),
+    ("stpcpy", &["__stpcpy"]),
+    ("strchr", &["index"]),
+    ("strchrnul", &["__strchrnul"]),
+    ("strcmp", &[]),
+    ("strcpy", &[]),
+    ("strlen", &[]),
+    ("strncmp", &[]),
+    ("strnlen", &["__strnlen"]),
+    ("strrchr", &["rindex"]),
+];
+
 /// What compiles an architecture's programs, by name or by path.
 pub fn compiler(cache: &Cache, arch: &Arch) -> PathBuf {
     match arch.libc_packages {
@@ -46,10 +66,18 @@ pub fn ensure(cache: &Cache, arch: &Arch, tools: &Tools) -> Result<()> {
 fn script_text(arch: &Arch, root: &str, llvm: &str) -> String {
     let triple = format!("{}-linux-gnu", arch.machine_name);
     let libc = format!("{root}/usr/{triple}");
+    let names = |(name, others): &(&'static str, &[&'static str])| {
+        let variant = format!("=__{name}_aligned");
+        let all = std::iter::once(*name).chain(others.iter().copied());
+        all.map(move |name| format!("\t-Wl,--defsym={name}{variant} \\\n"))
+            .collect::<String>()
+    };
+    let chosen: String = CHOSEN.iter().map(names).collect();
     format!(
         "#!/bin/sh\n\
          exec clang{llvm} --target={triple} -fuse-ld=lld{llvm} --sysroot='{root}' \\\n\
-         \t-isystem '{libc}/include' -B '{libc}/lib' -L '{libc}/lib' \"$@\"\n"
+         \t-isystem '{libc}/include' -B '{libc}/lib' -L '{libc}/lib' \\\n\
+         {chosen}\t\"$@\"\n"
     )
 }
 
@@ -70,5 +98,7 @@ mod tests {
         let text = script_text(arch::find("loongarch").unwrap(), "/x", "-19");
         assert!(text.contains("clang-19 --target=loongarch64-linux-gnu"));
         assert!(text.contains("-L '/x/usr/loongarch64-linux-gnu/lib'"));
+        assert!(text.contains("\t-Wl,--defsym=bcmp=__memcmp_aligned \\\n"));
+        assert!(text.ends_with("\t\"$@\"\n"));
     }
 }

@@ -87,13 +87,17 @@ impl Project {
         sources.push(self.repo.join(HELPERS));
         sources.retain(|path| path.is_file());
         sources.sort();
-        let mut gcc = Command::new(cross::compiler(&self.cache, arch));
+        let compiler = cross::compiler(&self.cache, arch);
+        let mut gcc = Command::new(&compiler);
         gcc.args(["-static", "-O2", "-Wall", "-Wextra", "-pthread"]);
         if arch.name == "x86_64" {
             // Where no other program is: an emulator's plugin knows its functions by their addresses.
             gcc.arg("-Wl,-Ttext-segment=0x20000000");
         }
         let mut inputs = vec![sh::shown(&gcc).into_bytes()];
+        if compiler.is_absolute() {
+            inputs.push(fs::read(&compiler)?);
+        }
         for source in &sources {
             inputs.push(fs::read(source)?);
         }
