@@ -172,6 +172,9 @@ static long trace(const struct call *c)
 	long options = c->how == PTRACE_SEIZE ? PTRACE_O_EXITKILL | PTRACE_O_TRACEEXIT : 0;
 	int i, pid = shared->pid[c->n];
 
+	/* Two that stop at their exits until the other one goes on could not be killed. */
+	if (c->how == PTRACE_SEIZE && pid < syscall(SYS_gettid))
+		return -1;
 	if (!pid || ptrace(c->how, pid, NULL, (void *)options))
 		return -1;
 	for (i = 0; c->how != PTRACE_DETACH && i < WAIT_MS; i++) {
