@@ -77,20 +77,42 @@ pub struct Layout {
 /// compiled again.
 fn struct_fields(out: &Path, folder: &str, file: &str, name: &str) -> Result<Vec<Field>> {
     let object = format!("xtask-layout-{file}.o");
+    let kept = fs::read_to_string(out.join(format!("{folder}/.{file}.o.cmd")))?;
+    let command = kept.lines().next().and_then(|line| line.split_once(":= "));
+    let command = command
+        .with_context(|| format!("{folder}/.{file}.o.cmd has no command"))?
+        .1;
     if !out.join(&object).exists() || is_stale(out, folder, file, &object)? {
-        let kept = fs::read_to_string(out.join(format!("{folder}/.{file}.o.cmd")))?;
-        let command = kept.lines().next().and_then(|line| line.split_once(":= "));
-        let command = command
-            .with_context(|| format!("{folder}/.{file}.o.cmd has no command"))?
-            .1;
         // Only what is compiled, without what comes after it.
         let command = command.split(" ; ").next().unwrap_or_default();
         let command = command.replace(&format!("{folder}/.{file}.o.d"), "xtask-layout.d");
         let command = command.replace(&format!("-o {folder}/{file}.o"), &format!("-g -o {object}"));
         sh::capture(Command::new("sh").current_dir(out).args(["-c", &command]))?;
     }
+    let found = pahole(out, name, &object)?;
+    if !found.is_empty() {
+        return Ok(found);
+    }
+    // The library of Debian 12's pahole does not know loongarch's relocations. A linker does.
+    let linked = format!("{object}.linked");
+    // The compiler is clang's, by the version at the end of its name.
+    let compiler = command.split_whitespace().next().unwrap_or_default();
+    let llvm = match compiler.rsplit_once('-') {
+        Some((_, version)) if version.parse::<u32>().is_ok() => format!("-{version}"),
+        _ => String::new(),
+    };
+    let mut link = Command::new(format!("ld.lld{llvm}"));
+    link.current_dir(out)
+        .args(["-static", "-e", "0", "--noinhibit-exec"])
+        .args(["--unresolved-symbols=ignore-all", "-o", &linked, &object]);
+    sh::capture(&mut link)?;
+    pahole(out, name, &linked)
+}
+
+/// The fields of a struct, none if the object does not have it.
+fn pahole(out: &Path, name: &str, object: &str) -> Result<Vec<Field>> {
     let mut pahole = Command::new("pahole");
-    pahole.current_dir(out).args(["-C", name, &object]);
+    pahole.current_dir(out).args(["-C", name, object]);
     let printed = sh::capture(&mut pahole).map_err(|error| {
         fail(
             Exit::Environment,
