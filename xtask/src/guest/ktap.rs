@@ -163,7 +163,9 @@ fn together(text: &str) -> String {
     for line in text.lines() {
         let words = line.trim();
         let first = words.ends_with("KTAP version 1");
-        let second = words.starts_with("# Subtest:") || words.starts_with("1..");
+        // A result, where there is no second one.
+        let second = ["# Subtest:", "1..", "ok ", "not ok "];
+        let second = second.iter().any(|begin| words.starts_with(begin));
         if first || second || !begins {
             kept += line;
             kept.push('\n');
@@ -313,9 +315,9 @@ mod tests {
     fn the_first_lines_of_a_suite_stand_together() {
         let console =
             "KTAP version 1\n[    1.0] a message\n1..1\n    KTAP version 1\nfuzz: program 7\n    \
-                       # Subtest: a\n    1..1\nfuzz: program 8\n    ok 1 a.b\nok 1 a\n";
+                       # Subtest: a\n    1..1\nfuzz: program 8\n    ok 1 a.b\nok 1 a\n    KTAP version 1\nnot ok 2 b\n";
         let kept = "KTAP version 1\n1..1\n    KTAP version 1\n    # Subtest: a\n    1..1\nfuzz: program 8\n    \
-                    ok 1 a.b\nok 1 a\n";
+                    ok 1 a.b\nok 1 a\n    KTAP version 1\nnot ok 2 b\n";
         assert_eq!(together(console), kept);
     }
 
