@@ -54,6 +54,33 @@ static unsigned long layout(const char *key)
 	return 0;
 }
 
+/*
+ * The same for 32-bit arm, which has no /proc/kcore: the linear map is as high
+ * above its memory as the kernel's code is.
+ */
+static unsigned long peek_memory(unsigned long address)
+{
+	static unsigned long code;
+	static int fd = -1;
+	uint32_t word = 0;
+	char line[128];
+	FILE *memory;
+
+	if (fd < 0) {
+		fd = open("/dev/mem", O_RDONLY | O_CLOEXEC);
+		memory = fopen("/proc/iomem", "re");
+		while (memory && fgets(line, sizeof(line), memory))
+			if (strstr(line, ": Kernel code"))
+				code = strtoul(line, NULL, 16);
+		if (memory)
+			fclose(memory);
+	}
+	if (!code || pread(fd, &word, sizeof(word), address - layout("_text") + code) !=
+	    sizeof(word))
+		return 0;
+	return word;
+}
+
 /* A word of the kernel at a virtual address, 0 where there is none. */
 static unsigned long peek(unsigned long address, size_t size)
 {
@@ -64,6 +91,8 @@ static unsigned long peek(unsigned long address, size_t size)
 	uint32_t half = 0;
 	int i;
 
+	if (sizeof(long) == sizeof(word) / 2)
+		return peek_memory(address);
 	if (!nr) {
 		fd = open("/proc/kcore", O_RDONLY | O_CLOEXEC);
 		if (fd < 0 || pread(fd, &header, sizeof(header), 0) != sizeof(header) ||
@@ -391,6 +420,8 @@ int lines_start(struct lazy_cpus *cpus, char *policy[GUEST_MAX_POLICIES])
 	unsigned long offsets;
 	int i;
 
+	/* The kernel's last lines are still on their way to the console, and would cut ours. */
+	usleep(200 * 1000);
 	guest_cpus(cpus);
 	if (lazy_env("LAZY_TLB_CGROUP", 0))
 		enter_cgroup();

@@ -50,6 +50,10 @@ for dir in "${tests[@]}"; do
         -p RuntimeMaxSec=$((limit + 60)) -p TimeoutStopSec=20 -E HOME=/root \
         timeout -k 20 "$limit" bash "$PWD/$dir/run"
     code=$?
+    # What a suite says of its own tests.
+    if [ -s "$place/cases" ]; then
+        while IFS= read -r line; do say "case $name: $line"; done < "$place/cases"
+    fi
     result="$number $name # exit $code, $((SECONDS - began)) s"
     if [ $code = 0 ]; then
         say "ok $result"

@@ -48,6 +48,13 @@ pub fn kind(target: &str, text: &str) -> Kind {
             }
             _ => Kind::Plain,
         },
+        // A condition may follow the name.
+        "arm" => match name {
+            "dmb" | "dsb" if ["ish", "sy", "osh", "nsh"].contains(&&*rest) => Kind::Barrier,
+            _ if starts(&["ldrex", "ldaex"]) => Kind::Linked,
+            _ if starts(&["strex", "stlex"]) => Kind::Conditional,
+            _ => Kind::Plain,
+        },
         "s390x" => match name {
             // bcr 14 and 15 to nowhere.
             "bcr" if rest.starts_with("14,") || rest.starts_with("15,") => Kind::Barrier,
@@ -125,6 +132,12 @@ mod tests {
             ("aarch64", "dmb ish", Barrier),
             ("aarch64", "dmb ishst", Plain),
             ("aarch64", "dsb sy", Barrier),
+            ("arm", "ldrex r2, [r3]", Linked),
+            ("arm", "strexeq r1, r2, [r3]", Conditional),
+            ("arm", "stlexd r1, r2, r3, [r4]", Conditional),
+            ("arm", "str r1, [r3]", Plain),
+            ("arm", "dmb ish", Barrier),
+            ("arm", "dmb ishst", Plain),
             ("s390x", "csg %r1, %r2, 0(%r3)", Atomic),
             ("s390x", "asi 64(%r1), 1", Atomic),
             ("s390x", "bcr 14, %r0", Barrier),

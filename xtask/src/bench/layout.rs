@@ -153,7 +153,7 @@ impl Layout {
 
     /// What the workload looks up in the kernel's memory.
     pub fn for_guest(&self) -> String {
-        let symbols = ["init_task", "__per_cpu_offset", "mm_cachep"].into_iter();
+        let symbols = ["_text", "init_task", "__per_cpu_offset", "mm_cachep"].into_iter();
         let mut lines: Vec<String> = symbols
             .filter_map(|name| {
                 let at = self.addresses.get(name)?.wrapping_sub(self.moved);
@@ -207,11 +207,14 @@ impl Layout {
 pub fn marks(program: &Path) -> Result<String> {
     let bytes = fs::read(program)?;
     let file = object::File::parse(&*bytes)?;
+    // There the lowest bit says that a function is of Thumb instructions.
+    let thumb = u64::from(file.architecture() == object::Architecture::Arm);
     let mark = |name: &str| {
         let symbol = file.symbol_by_name(&format!("lines_{name}"));
         let at = symbol
             .with_context(|| format!("the workload has no lines_{name}"))?
-            .address();
+            .address()
+            & !thumb;
         anyhow::Ok(format!(",{name}={at:#x}"))
     };
     Ok([mark("arm")?, mark("begin")?, mark("end")?].concat())
@@ -268,7 +271,9 @@ struct mm_struct {
             ..example()
         };
         assert_eq!(layout.symbol(0x3ffe0100010), "_text");
-        assert!(layout.for_guest().starts_with("init_task=0x529400\n"));
+        assert!(layout
+            .for_guest()
+            .starts_with("_text=0x100000\ninit_task=0x529400\n"));
     }
 
     pub fn example() -> Layout {
@@ -324,7 +329,7 @@ struct mm_struct {
         assert_eq!(variable(0xf001_3000), None);
         assert_eq!(
             layout.for_guest(),
-            "task_struct.pid=8\nkmem_cache.object_size=24\n"
+            "_text=0x1000\ntask_struct.pid=8\nkmem_cache.object_size=24\n"
         );
     }
 }

@@ -30,6 +30,10 @@ const STEADY: [&str; 4] = [
     "-rtc",
     "base=2026-01-01,clock=vm",
 ];
+/// A CPU of loongarch may interrupt itself by an instruction of which QEMU 10.0.2 does not expect it, and with that
+/// clock it aborts; with more CPUs than these it does so at boot. Then the guest has this machine's time, and two
+/// boots with one seed have not quite the same counts.
+const STEADY_LOONGARCH: u32 = 4;
 /// With it no CPU spends 150 ms on how long a loop takes: x86_64's TSC runs at 1 GHz with an instruction per ns,
 /// and there are 100 jiffies per second. Others take the word as well and time their delays by a clock.
 const KNOWN: &str = "lpj=10000000";
@@ -218,7 +222,11 @@ impl<'a> CountingGuest<'a> {
             ",line={},turn={},seed={seed}{}",
             arch.line_bytes, options.turn, self.marks
         ));
-        let mut more: Vec<OsString> = STEADY.map(Into::into).into();
+        let steady = arch.name != "loongarch" || options.cpus <= STEADY_LOONGARCH;
+        let mut more: Vec<OsString> = match steady {
+            true => STEADY.map(Into::into).into(),
+            false => Vec::new(),
+        };
         more.extend(["-seed".into(), seed.to_string().into()]);
         more.extend(["-plugin".into(), argument]);
         let limit = Duration::from_secs(options.timeout);

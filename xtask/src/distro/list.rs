@@ -13,6 +13,8 @@ use crate::host::sh;
 
 /// The list, and what else a guest is made of.
 pub const FOLDER: &str = "guest/distro";
+/// What runs collections of the kernel's selftests there, the words after it.
+const KSELFTEST: &str = "kselftest.sh";
 
 /// A list of tests.
 #[derive(Clone, Debug, Deserialize)]
@@ -102,6 +104,16 @@ impl List {
         self
     }
 
+    /// The collections of the kernel's selftests that its tests name.
+    pub fn collections(&self) -> Vec<String> {
+        let words = |test: &Test| -> Vec<String> {
+            let lines = test.run.lines().filter(|line| line.contains(KSELFTEST));
+            let words = lines.flat_map(|line| line.split_whitespace().skip(1));
+            words.map(str::to_owned).collect()
+        };
+        self.tests.iter().flat_map(words).collect()
+    }
+
     /// The longest that any test may take.
     pub fn longest(&self) -> u64 {
         let seconds = self.tests.iter().map(|test| test.seconds);
@@ -114,13 +126,19 @@ impl List {
     }
 
     /// Writes an archive with the runner and the tests into `dir`, a disk for the guest.
-    pub fn disk(&self, repo: &Path, dir: &Path, flip: bool) -> Result<PathBuf> {
+    /// `kselftests` is where those are installed, if there are any.
+    pub fn disk(
+        &self,
+        repo: &Path,
+        dir: &Path,
+        flip: bool,
+        kselftests: Option<&Path>,
+    ) -> Result<PathBuf> {
         let files = dir.join("files");
         let put = |name: &str, text: &str| sh::write_whole(&files.join(name), text.as_bytes());
-        put(
-            "runner.sh",
-            &fs::read_to_string(repo.join(FOLDER).join("runner.sh"))?,
-        )?;
+        for script in ["runner.sh", KSELFTEST] {
+            put(script, &fs::read_to_string(repo.join(FOLDER).join(script))?)?;
+        }
         if flip {
             put("flip", "")?;
         }
@@ -138,7 +156,11 @@ impl List {
         let mut tar = Command::new("tar");
         // A disk of whole sectors.
         tar.args(["-b", "2048", "-cf"]).arg(&disk);
-        sh::capture(tar.arg("-C").arg(&files).arg("."))?;
+        tar.arg("-C").arg(&files).arg(".");
+        if let Some(dir) = kselftests {
+            tar.arg("-C").arg(dir).arg(".");
+        }
+        sh::capture(&mut tar)?;
         Ok(disk)
     }
 }
@@ -157,6 +179,8 @@ mod tests {
             Ok(list.tests.into_iter().map(|test| test.name).collect())
         };
         assert!(names(&[]).unwrap().len() > 20);
+        let collections = List::find(&repository(), &[]).unwrap().collections();
+        assert!(collections.iter().any(|name| name == "membarrier"));
         // The order is the list's.
         assert_eq!(
             names(&["swap", "cyclictest"]).unwrap(),
@@ -211,7 +235,7 @@ mod tests {
             packages: Vec::new(),
             tests: vec![plain, skipped],
         };
-        let disk = list.disk(&repository(), dir.path(), true).unwrap();
+        let disk = list.disk(&repository(), dir.path(), true, None).unwrap();
         assert_eq!(fs::metadata(&disk).unwrap().len() % 512, 0);
         let listed = sh::capture(Command::new("tar").arg("-tf").arg(&disk)).unwrap();
         for name in [

@@ -2,6 +2,7 @@
 
 mod config;
 mod image;
+mod kselftest;
 mod list;
 mod outcome;
 pub mod root;
@@ -30,6 +31,8 @@ use crate::results::case::{Case, Recorder};
 const BASE: &str = "base";
 /// Its variant.
 const PLAIN: &str = "distro-plain";
+/// The variant that has allocations fail, and finds leaks.
+const DEBUG: &str = "distro-debug";
 /// How long a guest may take to boot and to switch itself off.
 const BOOT: u64 = 900;
 /// What the kernel's command line says: a root that systemd starts from; a warning that is counted and
@@ -65,6 +68,9 @@ pub struct Options {
         value_delimiter = ','
     )]
     policy: Vec<String>,
+    /// How the kernel with the series is configured: distro, or distro-debug, which has faults injected and finds leaks.
+    #[arg(long, default_value = config::VARIANT, value_parser = [config::VARIANT, DEBUG])]
+    variant: String,
     /// Only the tests of these names; or the list in a file such as guest/distro/tests.toml.
     #[arg(long, value_name = "FILE|NAME[,NAME]", value_delimiter = ',')]
     list: Vec<String>,
@@ -196,11 +202,15 @@ pub fn run(project: &Project, options: &Options) -> Result<Exit> {
             continue;
         }
         if patched.is_none() {
-            patched = Some(shop.build(arch, config::VARIANT)?.image()?);
+            patched = Some(shop.build(arch, &options.variant)?.image()?);
         }
         let image = patched.clone().expect("just built");
         jobs.push((name.into(), Some(name.into()), image));
     }
+    let kselftests = match list.collections() {
+        none if none.is_empty() => None,
+        wanted => Some(kselftest::install(project, &shop, arch, &wanted)?),
+    };
     let work = tempfile::tempdir()?;
     let initramfs = work.path().join("initramfs");
     initramfs::write_initramfs(&initramfs, &[])?;
@@ -208,7 +218,12 @@ pub fn run(project: &Project, options: &Options) -> Result<Exit> {
         project,
         arch,
         disk: &disk,
-        tests: &list.disk(&project.repo, work.path(), options.flip)?,
+        tests: &list.disk(
+            &project.repo,
+            work.path(),
+            options.flip,
+            kselftests.as_deref(),
+        )?,
         initramfs: &initramfs,
         list: &list,
         options,
@@ -216,8 +231,9 @@ pub fn run(project: &Project, options: &Options) -> Result<Exit> {
     let mut recorder = Recorder::default();
     let columns = lab.boot_all(&jobs, &mut recorder);
     println!("\n{}\n", outcome::table(&list.tests, &columns));
-    for name in outcome::different(&list.tests, &columns) {
-        println!("differs: {name}");
+    let same = outcome::same(&list.tests, &columns);
+    if !same.is_empty() {
+        recorder.stage("same", || Ok(same));
     }
     if let Some(path) = &options.json {
         recorder.write_json(path)?;

@@ -44,6 +44,26 @@ fn said(console: &str) -> BTreeMap<String, Said> {
     found
 }
 
+/// What a suite of tests says of each of its own, as `case kselftest-mm: ok mm:mremap_test`: by test, then by name.
+fn own_cases(console: &str) -> BTreeMap<String, BTreeMap<String, Status>> {
+    static LINE: LazyLock<Regex> =
+        LazyLock::new(|| Regex::new(r"^case (\S+): (ok|not ok|skip) (\S.*)$").expect("valid"));
+    let mut found: BTreeMap<String, BTreeMap<String, Status>> = BTreeMap::new();
+    for line in console::without_stamps(console).lines() {
+        let Some(captures) = LINE.captures(line.trim_end()) else {
+            continue;
+        };
+        let status = match &captures[2] {
+            "ok" => Status::Pass,
+            "skip" => Status::Skip,
+            _ => Status::Fail,
+        };
+        let of_test = found.entry(captures[1].to_owned()).or_default();
+        of_test.insert(captures[3].to_owned(), status);
+    }
+    found
+}
+
 /// What a test that failed said at its end, and how it ended.
 fn last_words(console: &str, name: &str) -> String {
     let text = console::without_stamps(console);
@@ -62,6 +82,7 @@ pub struct Column {
     /// Each test in the list, and how the guest did.
     pub cases: Vec<Case>,
     said: BTreeMap<String, Said>,
+    own: BTreeMap<String, BTreeMap<String, Status>>,
     values: BTreeMap<String, String>,
     warnings: usize,
 }
@@ -107,6 +128,7 @@ impl Column {
             name: name.into(),
             cases,
             said,
+            own: own_cases(&report.text),
             values,
             warnings: report.warnings.len(),
         }
@@ -119,15 +141,24 @@ impl Column {
         match said.status {
             Status::Pass => {
                 let time = said.words.rsplit(", ").next().unwrap_or_default();
-                format!("ok, {time}")
+                let Some(own) = self.own.get(test) else {
+                    return format!("ok, {time}");
+                };
+                let of = |status| own.values().filter(|own| **own == status).count();
+                let [passed, failed, skipped] = [Status::Pass, Status::Fail, Status::Skip].map(of);
+                format!("{passed} ok, {failed} not, {skipped} skip, {time}")
             }
             Status::Fail => format!("FAIL, {}", said.words),
             Status::Skip => "skip".into(),
         }
     }
 
-    fn status(&self, test: &str) -> Option<Status> {
-        self.said.get(test).map(|said| said.status)
+    /// Of a test, or of one of a suite's own.
+    fn status(&self, test: &str, own: Option<&str>) -> Option<Status> {
+        match own {
+            None => self.said.get(test).map(|said| said.status),
+            Some(own) => self.own.get(test)?.get(own).copied(),
+        }
     }
 }
 
@@ -158,15 +189,36 @@ pub fn table(tests: &[Test], columns: &[Column]) -> String {
     table::of(["test"].into_iter().chain(names), rows, &left)
 }
 
-/// The tests that did not come to the same in every column.
-pub fn different<'a>(tests: &'a [Test], columns: &[Column]) -> Vec<&'a str> {
-    let differs = |name: &str| {
-        let mut statuses = columns.iter().map(|column| column.status(name));
-        let first = statuses.next();
-        statuses.any(|status| Some(status) != first)
+/// A case for each test: it holds where the test, and each of its own, came to the same in every column. None
+/// where there is one column.
+pub fn same(tests: &[Test], columns: &[Column]) -> Vec<Case> {
+    if columns.len() < 2 {
+        return Vec::new();
+    }
+    let differs = |test: &str, own: Option<&str>| {
+        let statuses: Vec<_> = columns.iter().map(|c| c.status(test, own)).collect();
+        if statuses.iter().all(|status| *status == statuses[0]) {
+            return None;
+        }
+        let word = |(column, status): (&Column, &Option<Status>)| match status {
+            Some(status) => format!("{} {status:?}", column.name).to_lowercase(),
+            None => format!("{} missing", column.name),
+        };
+        let words: Vec<String> = columns.iter().zip(&statuses).map(word).collect();
+        Some(format!("{}: {}", own.unwrap_or(test), words.join(", ")))
     };
-    let names = tests.iter().map(|test| test.name.as_str());
-    names.filter(|name| differs(name)).collect()
+    let same = |test: &Test| {
+        let name = test.name.as_str();
+        let own: BTreeSet<&String> = columns
+            .iter()
+            .filter_map(|column| column.own.get(name))
+            .flat_map(BTreeMap::keys)
+            .collect();
+        let mut found: Vec<String> = differs(name, None).into_iter().collect();
+        found.extend(own.into_iter().filter_map(|own| differs(name, Some(own))));
+        Case::when(found.is_empty(), name, found.join("\n")).within("same")
+    };
+    tests.iter().map(same).collect()
 }
 
 /// How a run exits: as a run of no test where all were skipped.
@@ -273,7 +325,33 @@ mod tests {
         ] {
             assert!(table.contains(cell), "{cell}: {table}");
         }
-        assert_eq!(different(&tests(), &columns), ["swap"]);
+        let failed: Vec<Case> = same(&tests(), &columns)
+            .into_iter()
+            .filter(|case| case.status == Status::Fail)
+            .collect();
+        assert_eq!(failed.len(), 1);
+        assert_eq!(failed[0].name, "same/swap");
+        assert_eq!(failed[0].detail, "swap: base fail, handover pass");
+        assert!(same(&tests(), &columns[..1]).is_empty());
+    }
+
+    #[test]
+    fn a_suite_that_passes_by_other_tests_of_its_own_is_not_the_same() {
+        let with = |own: &str| CONSOLE.replace("# running swap", &format!("{own}\n[ 33.0] #"));
+        let columns = [
+            column(
+                "base",
+                None,
+                &with("case pipe: ok a:b\n[ 1.0] case pipe: skip c"),
+            ),
+            column("handover", None, &with("case pipe: not ok a:b")),
+        ];
+        assert!(table(&tests(), &columns).contains("1 ok, 0 not, 1 skip, 12 s"));
+        let cases = same(&tests(), &columns);
+        assert_eq!(
+            cases[0].detail,
+            "a:b: base pass, handover fail\nc: base skip, handover missing"
+        );
     }
 
     #[test]

@@ -269,6 +269,8 @@ pub fn install(packages: &[String], log_dir: &Path) -> Result<()> {
 
 fn install_with(mut apt: Command, packages: &[String], log_dir: &Path) -> Result<()> {
     apt.env("DEBIAN_FRONTEND", "noninteractive");
+    // Somebody else may be at it.
+    apt.args(["-o", "DPkg::Lock::Timeout=300"]);
     apt.args(["install", "-q", "-y", "--no-install-recommends"])
         .args(packages);
     // Each package is unpacked and set up once.

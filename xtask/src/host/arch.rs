@@ -225,9 +225,9 @@ impl Arch {
         self.qemu.is_empty()
     }
 
-    /// Whether `bench lines` can count in its guests. It finds an mm by /proc/kcore, which 32-bit arm does not have.
+    /// Whether `bench lines` can count in its guests: it is the emulator that counts.
     pub fn counts_lines(&self) -> bool {
-        !self.is_program() && self.elf_machine != object::elf::EM_ARM
+        !self.is_program()
     }
 }
 
