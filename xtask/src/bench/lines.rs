@@ -14,6 +14,7 @@ use crate::bench::counts::{Results, Sample};
 use crate::bench::layout::{marks, Layout};
 use crate::bench::load::{self, Load};
 use crate::bench::transfers::{averages, Section, Told};
+use crate::guest::firmware;
 use crate::guest::initramfs::GuestFile;
 use crate::guest::machine::{self, Append, Guest};
 use crate::host::arch::Arch;
@@ -227,6 +228,9 @@ impl<'a> CountingGuest<'a> {
             true => STEADY.map(Into::into).into(),
             false => Vec::new(),
         };
+        if let Some(firmware) = firmware::for_many(cache, arch, options.cpus)? {
+            more.extend(["-bios".into(), firmware.into()]);
+        }
         more.extend(["-seed".into(), seed.to_string().into()]);
         more.extend(["-plugin".into(), argument]);
         let limit = Duration::from_secs(options.timeout);

@@ -47,10 +47,6 @@ pub const TCG_BY_TURNS: &str = "tcg,thread=single";
 /// A clock that goes by instructions, at 500 million a second, and jumps where all CPUs idle.
 const ICOUNT: &str = "shift=1,sleep=off";
 
-/// riscv's firmware needs more memory behind it for each CPU. QEMU puts the kernel 2 MiB above it, and with some
-/// 115 CPUs and more one writes over the other; so above a longer file the kernel is farther away.
-const ROOMY: (usize, usize, &str) = (64, 4 << 20, "opensbi-riscv64-generic-fw_dynamic.bin");
-
 /// What a person adds to the command line of a guest.
 #[derive(Args, Clone, Default)]
 pub struct Append {
@@ -166,32 +162,11 @@ impl<'a> Guest<'a> {
         qemu
     }
 
-    /// The emulator's own firmware, made longer, where there are too many CPUs for it.
-    fn roomy_firmware(&self) -> Result<Option<PathBuf>> {
-        let (most, bytes, name) = ROOMY;
-        if self.arch.name != "riscv" || self.smp <= most {
-            return Ok(None);
-        }
-        let dirs = sh::capture(Command::new(self.arch.qemu).args(["-L", "help"]))?;
-        let mut files = dirs.lines().map(|dir| Path::new(dir).join(name));
-        let file = files
-            .find(|file| file.is_file())
-            .with_context(|| format!("{} has no {name}", self.arch.qemu))?;
-        let mut text = fs::read(&file)?;
-        text.resize(text.len().max(bytes), 0);
-        let path = self.log.with_extension("firmware");
-        sh::write_whole(&path, &text)?;
-        Ok(Some(path))
-    }
-
     pub fn boot(&self) -> Result<console::Report> {
         if let Some(dir) = self.log.parent() {
             fs::create_dir_all(dir)?;
         }
         let mut qemu = self.command();
-        if let Some(firmware) = self.roomy_firmware()? {
-            qemu.arg("-bios").arg(firmware);
-        }
         sh::announce(&qemu);
         let mut log =
             File::create(&self.log).with_context(|| format!("creating {}", self.log.display()))?;
@@ -522,30 +497,6 @@ pub mod tests {
         assert!(started.elapsed() < Duration::from_secs(30));
         let failed = ktap::course(&report.text).failed;
         assert!(failed[0].test.contains("bad"));
-    }
-
-    #[test]
-    fn riscv_has_a_longer_firmware_for_many_cpus() {
-        let dir = tempfile::tempdir().unwrap();
-        fs::write(dir.path().join(ROOMY.2), "firmware").unwrap();
-        let script = format!("echo /none; echo {}", dir.path().display());
-        let arch = Arch {
-            qemu: scripted(dir.path(), &script).qemu,
-            ..*crate::host::arch::find("riscv").unwrap()
-        };
-        let arch: &'static Arch = Box::leak(Box::new(arch));
-        let files = [Path::new("Image"), Path::new("initramfs")];
-        let with = |smp| {
-            let log = dir.path().join("console.log");
-            let guest = Guest {
-                smp,
-                ..Guest::of(arch, "tcg", files[0], files[1], log)
-            };
-            guest.roomy_firmware().unwrap()
-        };
-        assert_eq!(with(32), None);
-        let text = fs::read(with(128).unwrap()).unwrap();
-        assert!(text.starts_with(b"firmware") && text.len() == ROOMY.1);
     }
 
     fn exit_of(report: console::Report) -> (Exit, String) {
