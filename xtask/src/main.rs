@@ -187,12 +187,6 @@ enum Check {
         #[command(flatten)]
         options: checks::drift::Options,
     },
-    /// Runs the kernel's own selftests of what is near, with and without the series, side by side.
-    #[command(after_help = "Example: cargo xtask check neighbours --arch x86_64")]
-    Neighbours {
-        #[command(flatten)]
-        options: checks::neighbours::Options,
-    },
 }
 
 #[derive(Subcommand)]
@@ -403,7 +397,6 @@ fn run_check(project: &Project, check: Check) -> Result<Exit> {
         Check::Lint { options } => checks::lint::run(project, &options),
         Check::Bisect { options } => checks::bisect::run(project, &options),
         Check::Drift { options } => checks::drift::run(project, &options),
-        Check::Neighbours { options } => checks::neighbours::run(project, &options),
     }
 }
 

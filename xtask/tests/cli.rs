@@ -37,7 +37,7 @@ fn every_command_helps_with_a_sentence_and_an_example() {
         assert!(words.contains("Example: cargo xtask"), "{command}: {words}");
     }
     let benches = ["exit", "ipis", "kernel", "lines", "perf"].map(|name| ("bench", name));
-    let checks = ["bisect", "drift", "lint", "litmus", "mutants", "neighbours"];
+    let checks = ["bisect", "drift", "lint", "litmus", "mutants"];
     let checks = checks.map(|name| ("check", name));
     for (command, name) in benches.into_iter().chain(checks) {
         let (exit, words) = exit_and_words(&[command, name, "--help"]);

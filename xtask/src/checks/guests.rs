@@ -19,33 +19,25 @@ use crate::results::case::Case;
 
 /// What a guest is booted with that knows no policy.
 const NO_POLICY: [&str; 1] = ["no-policy"];
-
 /// The series' own suites, which run at boot.
 pub const SUITES: [&str; 2] = ["lazy_tlb", "lazy_tlb_policy"];
-
 /// The one of the fixes before it, on x86_64.
 const X86_SUITE: &str = "x86_tlb";
-
 /// Where other guests have their policy: one that never ends.
 pub const HANG: &str = "hang";
-
 const HANG_SILENCE: u64 = 20;
-
 pub const BOGUS: &str = "bogus";
 
 /// Seconds that the guest gives one program: generous, for others build and boot beside it.
 const PROGRAM_TIMEOUT: u64 = 600;
-
 /// What a guest may be silent for longer than a program may run.
 const SILENCE_MORE: u64 = 60;
-
 /// How long a test that could go on for ever does, unless told: many guests are booted one after the
 /// other.
 pub const SECONDS: u64 = 2;
 
 /// Mms that may be more at the end than at first: what CPUs keep.
 const SLACK: u64 = 64;
-
 /// Pages of page tables that may be more at the end than at first: those of the kernel count, and stacks
 /// of threads that have ended keep their addresses until 32 MiB and more for each doubling of CPUs have
 /// come together.

@@ -9,7 +9,6 @@ pub mod lines;
 pub mod lint;
 pub mod litmus;
 pub mod mutants;
-pub mod neighbours;
 pub mod off;
 pub mod refused;
 pub mod series;
