@@ -9,7 +9,7 @@ for collection in "$@"; do
     else
         echo "# SKIP none of $collection was built"
     fi
-done > log 2>&1
+done 2>&1 | cat > log # a pipe: some tests open their standard output anew, which would cut a file
 sed -n -E \
     -e 's/^ok [0-9]+ selftests: ([^:]+): ([^ ]+) # SKIP.*/skip \1:\2/p; t' \
     -e 's/^(ok|not ok) [0-9]+ selftests: ([^:]+): ([^ ]+).*/\1 \2:\3/p; t' \

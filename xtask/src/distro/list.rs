@@ -107,8 +107,9 @@ impl List {
     /// The collections of the kernel's selftests that its tests name.
     pub fn collections(&self) -> Vec<String> {
         let words = |test: &Test| -> Vec<String> {
-            let lines = test.run.lines().filter(|line| line.contains(KSELFTEST));
-            let words = lines.flat_map(|line| line.split_whitespace().skip(1));
+            let lines = test.run.lines();
+            let after = lines.filter_map(|line| Some(line.split_once(KSELFTEST)?.1));
+            let words = after.flat_map(str::split_whitespace);
             words.map(str::to_owned).collect()
         };
         self.tests.iter().flat_map(words).collect()
