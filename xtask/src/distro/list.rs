@@ -15,6 +15,8 @@ use crate::host::sh;
 pub const FOLDER: &str = "guest/distro";
 /// What runs collections of the kernel's selftests there, the words after it.
 const KSELFTEST: &str = "kselftest.sh";
+/// Where the guest unpacks its tests, as lazy-tlb-tests.service says.
+const PLACE: &str = "/var/tmp/lazy-tlb";
 
 /// A list of tests.
 #[derive(Clone, Debug, Deserialize)]
@@ -34,7 +36,11 @@ pub struct Test {
     /// One word.
     pub name: String,
     /// Lines for bash.
+    #[serde(default)]
     pub run: String,
+    /// In their place: collections of the kernel's own selftests.
+    #[serde(default)]
+    pub kselftest: Vec<String>,
     /// How long it may take.
     pub seconds: u64,
     /// A line for bash; where it fails, the test is skipped.
@@ -59,7 +65,15 @@ impl List {
             return Ok(list);
         }
         let known: Vec<&str> = list.tests.iter().map(|test| test.name.as_str()).collect();
-        if let Some(unknown) = wanted.iter().find(|name| !known.contains(&name.as_str())) {
+        // All of a suite, or one of its collections.
+        let means = |name: &str, wanted: &String| {
+            name == wanted
+                || name
+                    .split_once('/')
+                    .is_some_and(|(suite, _)| suite == wanted)
+        };
+        let unknown = |wanted: &&String| !known.iter().any(|name| means(name, wanted));
+        if let Some(unknown) = wanted.iter().find(unknown) {
             return Err(fail(
                 Exit::Usage,
                 format!("{unknown} is neither a test nor a file"),
@@ -67,7 +81,7 @@ impl List {
             ));
         }
         let mut tests = list.tests.clone();
-        tests.retain(|test| wanted.contains(&test.name));
+        tests.retain(|test| wanted.iter().any(|name| means(&test.name, name)));
         Ok(List { tests, ..list })
     }
 
@@ -78,7 +92,7 @@ impl List {
     }
 
     fn parse(text: &str) -> Result<Self> {
-        let list: List = toml::from_str(text)?;
+        let mut list: List = toml::from_str(text)?;
         let mut names = BTreeSet::new();
         for test in &list.tests {
             let name = &test.name;
@@ -89,10 +103,27 @@ impl List {
             );
             anyhow::ensure!(names.insert(name.clone()), "two tests are called {name}");
             anyhow::ensure!(
+                test.run.is_empty() != test.kselftest.is_empty(),
+                "{name}: either `run` or `kselftest`"
+            );
+            anyhow::ensure!(
                 test.needs.is_some() == test.why.is_some(),
                 "{name}: `if` and `why` go together"
             );
         }
+        // A test for each collection: one that ends its shell, as one of these does, ends no other.
+        let apart = |test: Test| match test.kselftest.is_empty() {
+            true => vec![test],
+            false => {
+                let of = |collection: &String| Test {
+                    name: format!("{}/{collection}", test.name),
+                    kselftest: vec![collection.clone()],
+                    ..test.clone()
+                };
+                test.kselftest.iter().map(of).collect()
+            }
+        };
+        list.tests = list.tests.into_iter().flat_map(apart).collect();
         Ok(list)
     }
 
@@ -104,15 +135,10 @@ impl List {
         self
     }
 
-    /// The collections of the kernel's selftests that its tests name.
+    /// The collections of the kernel's selftests that its tests are.
     pub fn collections(&self) -> Vec<String> {
-        let words = |test: &Test| -> Vec<String> {
-            let lines = test.run.lines();
-            let after = lines.filter_map(|line| Some(line.split_once(KSELFTEST)?.1));
-            let words = after.flat_map(str::split_whitespace);
-            words.map(str::to_owned).collect()
-        };
-        self.tests.iter().flat_map(words).collect()
+        let tests = self.tests.iter();
+        tests.flat_map(|test| test.kselftest.clone()).collect()
     }
 
     /// The longest that any test may take.
@@ -146,7 +172,11 @@ impl List {
         for (index, test) in self.tests.iter().enumerate() {
             let file = |name: &str| format!("tests/{:03}/{name}", index + 1);
             put(&file("name"), &test.name)?;
-            put(&file("run"), &test.run)?;
+            let run = match &test.kselftest[..] {
+                [] => test.run.clone(),
+                collections => format!("bash {PLACE}/{KSELFTEST} {}", collections.join(" ")),
+            };
+            put(&file("run"), &run)?;
             put(&file("seconds"), &test.seconds.to_string())?;
             if let (Some(needs), Some(why)) = (&test.needs, &test.why) {
                 put(&file("if"), needs)?;
@@ -182,6 +212,12 @@ mod tests {
         assert!(names(&[]).unwrap().len() > 20);
         let collections = List::find(&repository(), &[]).unwrap().collections();
         assert!(collections.iter().any(|name| name == "membarrier"));
+        let scheduler = names(&["kselftest-sched"]).unwrap();
+        assert_eq!(
+            scheduler[..2],
+            ["kselftest-sched/membarrier", "kselftest-sched/rseq"]
+        );
+        assert_eq!(names(&["kselftest-sched/rseq"]).unwrap(), [&*scheduler[1]]);
         // The order is the list's.
         assert_eq!(
             names(&["swap", "cyclictest"]).unwrap(),

@@ -31,8 +31,6 @@ use crate::results::case::{Case, Recorder};
 const BASE: &str = "base";
 /// Its variant.
 const PLAIN: &str = "distro-plain";
-/// The variant that has allocations fail, and finds leaks.
-const DEBUG: &str = "distro-debug";
 /// How long a guest may take to boot and to switch itself off.
 const BOOT: u64 = 900;
 /// What the kernel's command line says: a root that systemd starts from; a warning that is counted and
@@ -68,9 +66,6 @@ pub struct Options {
         value_delimiter = ','
     )]
     policy: Vec<String>,
-    /// How the kernel with the series is configured: distro, or distro-debug, which has faults injected and finds leaks.
-    #[arg(long, default_value = config::VARIANT, value_parser = [config::VARIANT, DEBUG])]
-    variant: String,
     /// Only the tests of these names; or the list in a file such as guest/distro/tests.toml.
     #[arg(long, value_name = "FILE|NAME[,NAME]", value_delimiter = ',')]
     list: Vec<String>,
@@ -202,7 +197,7 @@ pub fn run(project: &Project, options: &Options) -> Result<Exit> {
             continue;
         }
         if patched.is_none() {
-            patched = Some(shop.build(arch, &options.variant)?.image()?);
+            patched = Some(shop.build(arch, config::VARIANT)?.image()?);
         }
         let image = patched.clone().expect("just built");
         jobs.push((name.into(), Some(name.into()), image));
