@@ -44,10 +44,10 @@ for dir in "${tests[@]}"; do
     chmod 777 "$place"
     limit=$(cat "$dir/seconds")
     began=$SECONDS
-    # In a cgroup of its own, with which all that it leaves behind is ended.
+    # In a cgroup of its own, with which all that it leaves behind is ended, but not for one that the OOM killer ends.
     systemd-run --quiet --wait --collect --unit="lazy-tlb-test-$number" \
         -p WorkingDirectory="$place" -p StandardOutput="file:$log" -p StandardError=inherit \
-        -p RuntimeMaxSec=$((limit + 60)) -p TimeoutStopSec=20 -E HOME=/root \
+        -p RuntimeMaxSec=$((limit + 60)) -p TimeoutStopSec=20 -p OOMPolicy=continue -E HOME=/root \
         timeout -k 20 "$limit" bash "$PWD/$dir/run"
     code=$?
     # What a suite says of its own tests.

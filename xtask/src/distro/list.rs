@@ -111,7 +111,7 @@ impl List {
                 "{name}: `if` and `why` go together"
             );
         }
-        // A test for each collection: one that ends its shell, as one of these does, ends no other.
+        // A test for each collection, so that one that ends its shell ends no other.
         let apart = |test: Test| match test.kselftest.is_empty() {
             true => vec![test],
             false => {
