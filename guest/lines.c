@@ -91,7 +91,7 @@ static unsigned long peek(unsigned long address, size_t size)
 	uint32_t half = 0;
 	int i;
 
-	if (sizeof(long) == sizeof(word) / 2)
+	if (sizeof(long) == sizeof(half))
 		return peek_memory(address);
 	if (!nr) {
 		fd = open("/proc/kcore", O_RDONLY | O_CLOEXEC);

@@ -131,7 +131,8 @@ impl Plan<'_> {
                         if !usual || !self.options.policy.is_empty() {
                             continue;
                         }
-                        if arch.counts_lines() {
+                        // It is the emulator that counts.
+                        if !arch.is_program() {
                             uses.push(Use::Lines(kind));
                         }
                         if !arch.sysrq.is_empty() {

@@ -1,5 +1,6 @@
 //! The kernel's own selftests as they are installed on a machine, for a guest to run.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use anyhow::Result;
@@ -26,8 +27,8 @@ const LIBRARIES: [&str; 7] = [
     "rsync",
 ];
 
-/// Builds collections of them with their own Makefile, once for a tree. What does not build here, for want of a
-/// library or a compiler, is left out by that, and the guest says which collections it does not have.
+/// Builds collections of them with their own Makefile, which knows what is old. What does not build here, for want of
+/// a library or a compiler, is left out by that, and the guest says which collections it does not have.
 ///
 /// Returns where a folder `kselftest` is.
 pub fn install(
@@ -50,42 +51,28 @@ pub fn install(
     let tree = shop.tree.to_string_lossy();
     let name = digest(&[tree.as_bytes(), targets.as_bytes()]);
     let dir = project.cache.dir(format!("kselftest/{name}"))?;
-    let (out, whole) = (dir.join("out"), dir.join("whole"));
-    if whole.exists() {
-        return Ok(dir.join("installed"));
+    let root = dir.join("installed");
+    // What an older series installed must not be run.
+    if root.exists() {
+        std::fs::remove_dir_all(&root)?;
     }
-    std::fs::create_dir_all(&out)?;
     apt::install(&LIBRARIES.map(str::to_owned), &dir)?;
-    let remedy = "the make's messages are in the log";
-    let make = |more: &[String]| {
+    let make = |folder: &str, log: &str, more: &[OsString]| {
         let mut make = builder("make");
-        make.arg("-C").arg(&shop.tree);
-        make.arg(format!("ARCH={}", arch.name))
-            .arg(sh::assignment("O", &out))
-            .args(more);
-        sh::logged(&make, &dir.join("make.log"), Exit::Build, remedy, |_| ())
+        make.arg("-C").arg(shop.tree.join(folder));
+        make.arg(format!("ARCH={}", arch.name));
+        make.arg(sh::assignment("O", dir.join("out"))).args(more);
+        let remedy = "the make's messages are in the log";
+        sh::logged(&make, &dir.join(log), Exit::Build, remedy, |_| ())
     };
-    make(&["headers".into()])?;
-    let installed = dir.join("installed").join(FOLDER);
-    let mut install = builder("make");
-    install
-        .arg("-k")
-        .arg("-C")
-        .arg(shop.tree.join("tools/testing/selftests"));
-    install
-        .arg(format!("ARCH={}", arch.name))
-        .arg(sh::assignment("O", &out));
-    install.arg("CC=gcc").arg(format!("TARGETS={targets}"));
-    install
-        .arg(sh::assignment("KSFT_INSTALL_PATH", &installed))
-        .arg("install");
-    sh::logged(
-        &install,
-        &dir.join("install.log"),
-        Exit::Build,
-        remedy,
-        |_| (),
-    )?;
-    sh::write_whole(&whole, b"")?;
-    Ok(dir.join("installed"))
+    make("", "headers.log", &["headers".into()])?;
+    let install = [
+        "-k".into(),
+        "CC=gcc".into(),
+        format!("TARGETS={targets}").into(),
+        sh::assignment("KSFT_INSTALL_PATH", root.join(FOLDER)),
+        "install".into(),
+    ];
+    make("tools/testing/selftests", "install.log", &install)?;
+    Ok(root)
 }

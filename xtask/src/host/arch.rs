@@ -224,11 +224,6 @@ impl Arch {
     pub fn is_program(&self) -> bool {
         self.qemu.is_empty()
     }
-
-    /// Whether `bench lines` can count in its guests: it is the emulator that counts.
-    pub fn counts_lines(&self) -> bool {
-        !self.is_program()
-    }
 }
 
 /// An architecture in one of its MMU modes: what `test` boots.
